@@ -1,0 +1,113 @@
+"""One text to ids, with the first token of its answer located exactly by character offsets."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxforget.data.records import Record
+from jaxforget.data.template import Template, is_chat, renderer
+from jaxforget.engine.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of one record up to its last target; `ids[first:]` are the answer's targets."""
+
+    record: Record
+    ids: np.ndarray
+    first: int
+
+
+def starts_with_bos(tokenizer: Any) -> bool:
+    """Does this tokenizer's convention put a beginning-of-sequence token before plain text?"""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return False
+    asked = bool(getattr(tokenizer, "add_bos_token", False))
+    return asked or tokenizer("a")["input_ids"][:1] == [bos]
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """SHA-256 of all that decides a tokenizer's ids: vocabulary, merges, rules, chat template."""
+    # padding and truncation settings, which change with use, stand before this key
+    _, _, rules = _backend(tokenizer).to_str().partition('"added_tokens"')
+    specials = (tokenizer.bos_token, tokenizer.eos_token, starts_with_bos(tokenizer))
+    text = f"{rules}\n{specials}\n{getattr(tokenizer, 'chat_template', None)}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _backend(tokenizer: Any) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer "
+            "(tokenizer.json) is needed"
+        )
+    return tokenizer.backend_tokenizer
+
+
+def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Iterator[Encoded]:
+    if not records:
+        raise UserError("there are no records to tokenise")
+    _backend(tokenizer)
+    render = renderer(template, tokenizer)
+    texts = [render(record) for record in records]
+    batch = tokenizer(
+        [text.text for text in texts],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    special = _special_ids(tokenizer)
+    bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None
+    eos = tokenizer.eos_token_id
+    for record, text, ids, spans in zip(
+        records, texts, batch["input_ids"], batch["offset_mapping"], strict=True
+    ):
+        first, stop = _locate(spans, text.start, text.stop)
+        if first == stop:
+            raise UserError(f"{where(record)}: no token is left of the answer {record.answer!r}")
+        if is_chat(template, record):
+            # the turn's end is a target; what stands between must be written to reach it
+            ends = (at for at in range(stop, len(ids)) if ids[at] in special)
+            stop = next(ends, stop - 1) + 1
+            yield Encoded(record, np.asarray(ids[:stop], np.int32), first)
+            continue
+        ids = ids[:stop]
+        if bos is not None and ids[0] != bos:
+            ids, first = [bos, *ids], first + 1
+        if template.end and ids[-1] != eos:
+            if eos is None:
+                raise UserError(
+                    "this tokenizer has no end-of-sequence token; set template.end=false"
+                )
+            ids = [*ids, eos]
+        yield Encoded(record, np.asarray(ids, np.int32), first)
+
+
+def _locate(spans: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    """Indices (first, one past the last) of the tokens that overlap `start:stop`.
+
+    Byte-level tokenizers may trim white space off a span, even to nothing, so a token reaches
+    back to where the one before ended; the bytes of one character share a span.
+    """
+    first = last = None
+    reach = 0
+    for index, (begin, end) in enumerate(spans):
+        if end > start and min(begin, reach) < stop:
+            first, last = (index if first is None else first), index
+        reach = max(reach, end)
+    return (0, 0) if first is None or last is None else (first, last + 1)
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(at for at, token in added.items() if token.special)}
+
+
+def where(record: Record) -> str:
+    return f"row {record.row} of {record.source}"

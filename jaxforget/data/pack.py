@@ -1,0 +1,249 @@
+"""Examples into rows of a fixed shape: nothing is split, nothing crosses a row.
+
+Padding has segment 0 and mask 0. Its token id is 0, which no computation can see: attention
+stays inside segments and losses inside the mask.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxforget.data.sets import TokenisedSet
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.types import TokenBatch
+
+type Columns = dict[str, np.ndarray]
+
+_MULTIPLE = 64  # packed lengths suit the tiles of attention and matrix units
+_TARGETS_MULTIPLE = 8
+
+
+def assign(lengths: np.ndarray, length: int, max_segments: int | None = None) -> list[list[int]]:
+    """Distribute items over rows of `length`: longest first, each into the tightest row it fits.
+
+    Args:
+      lengths: integers `[k]`, each in 1..length.
+      length: capacity of a row.
+      max_segments: most items of a row; None: no limit.
+    Returns:
+      The items (indices into `lengths`) of each row, in order of assignment. Deterministic.
+    Raises:
+      ValueError: an item that fits no row.
+    """
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= length:
+        raise ValueError(f"lengths {lengths.min()}..{lengths.max()} do not fit rows of {length}")
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    sizes = np.asarray(lengths).tolist()
+    rows: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(length + 1)]
+    open_spaces = 0  # bit s is set where a row with s free places is open
+    for item in order:
+        size = sizes[item]
+        fitting = open_spaces >> size
+        if fitting:
+            space = size + (fitting & -fitting).bit_length() - 1
+            row = by_space[space].pop()
+            if not by_space[space]:
+                open_spaces &= ~(1 << space)
+        else:
+            space, row = length, len(rows)
+            rows.append([])
+        rows[row].append(item)
+        if space > size and (max_segments is None or len(rows[row]) < max_segments):
+            by_space[space - size].append(row)
+            open_spaces |= 1 << (space - size)
+    return rows
+
+
+def rows_needed(lengths: np.ndarray, length: int, max_segments: int | None = None) -> int:
+    """Rows of `length` that `assign` fills with examples of these lengths."""
+    return len(assign(lengths, length, max_segments))
+
+
+def pack(
+    tokenised: TokenisedSet,
+    examples: np.ndarray | Sequence[int],
+    *,
+    rows: int,
+    length: int,
+    max_segments: int,
+    max_targets: int | None = None,
+) -> tuple[TokenBatch, Columns]:
+    """Pack chosen examples into one batch.
+
+    Args:
+      tokenised: the set.
+      examples: indices into the set `[k]`; one may occur more than once.
+      rows: B, rows of the batch; those not needed stay empty.
+      length: L, tokens of a row.
+      max_segments: S, most examples of a row.
+      max_targets: T, most labelled targets of a row; None: T = L and slots are positions.
+    Returns:
+      A `TokenBatch` of NumPy arrays, whose `example` holds indices into the set (`tokenised.rows`
+      gives their source rows), and the set's columns as `[B, T, ...]`: slot t of a row is its
+      t-th labelled target by position, 0 beyond them.
+    Raises:
+      ValueError: the examples need more rows, or a row more targets, than allowed.
+    """
+    chosen = np.asarray(examples, np.int64)
+    groups = assign(tokenised.lengths[chosen], length, max_segments)
+    if len(groups) > rows:
+        raise ValueError(f"{len(chosen)} examples need {len(groups)} rows of {length}, not {rows}")
+    return _fill(
+        tokenised, [chosen[group] for group in groups], rows, length, max_segments, max_targets
+    )
+
+
+def _fill(
+    tokenised: TokenisedSet,
+    groups: Sequence[np.ndarray],
+    rows: int,
+    length: int,
+    max_segments: int,
+    max_targets: int | None,
+) -> tuple[TokenBatch, Columns]:
+    counts = np.asarray([len(group) for group in groups], np.int64)
+    chosen = np.concatenate([np.zeros(0, np.int64), *groups])
+    row = np.repeat(np.arange(len(groups)), counts)
+    segment = _within(counts)
+    sizes = tokenised.lengths[chosen]
+    row_begin = np.cumsum(counts) - counts
+    before = np.cumsum(sizes) - sizes
+    column = before - before[row_begin][row] if len(chosen) else before
+
+    position = _within(sizes)
+    source = np.repeat(tokenised.offsets[chosen], sizes) + position
+    place = np.repeat(row * length + column, sizes) + position
+
+    def spread(values: np.ndarray, dtype: type) -> np.ndarray:
+        flat = np.zeros(rows * length, dtype)
+        flat[place] = values
+        return flat.reshape(rows, length)
+
+    example = np.full((rows, max_segments), -1, np.int32)
+    example[row, segment] = chosen
+    labelled = tokenised.mask[source]
+    batch = TokenBatch(
+        tokens=spread(tokenised.tokens[source], np.int32),  # pyright: ignore[reportArgumentType]
+        targets=spread(tokenised.targets[source], np.int32),  # pyright: ignore[reportArgumentType]
+        segments=spread(np.repeat(segment + 1, sizes), np.int32),  # pyright: ignore[reportArgumentType]
+        positions=spread(position, np.int32),  # pyright: ignore[reportArgumentType]
+        mask=spread(labelled, np.float32),  # pyright: ignore[reportArgumentType]
+        example=example,  # pyright: ignore[reportArgumentType]
+        max_targets=max_targets,
+    )
+    slots = _slots(place[labelled], rows, length, max_targets)
+    entries = np.repeat(tokenised.label_offsets[chosen], tokenised.label_counts[chosen])
+    entries = entries + _within(tokenised.label_counts[chosen])
+    width = length if max_targets is None else max_targets
+    columns = {}
+    for name, values in tokenised.columns.items():
+        flat = np.zeros((rows * width, *values.shape[1:]), values.dtype)
+        flat[slots] = values[entries]
+        columns[name] = flat.reshape(rows, width, *values.shape[1:])
+    return batch, columns
+
+
+def _slots(places: np.ndarray, rows: int, length: int, max_targets: int | None) -> np.ndarray:
+    """Flat index into `[rows, T]` of labelled targets at increasing flat places."""
+    if max_targets is None:
+        return places
+    row = places // length
+    per_row = np.bincount(row, minlength=rows)
+    if per_row.max(initial=0) > max_targets:
+        raise ValueError(f"a row has {per_row.max()} labelled targets, more than {max_targets}")
+    return row * max_targets + _within(per_row)
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0..c-1 for each c of `counts`, concatenated."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+
+
+def pack_all(
+    tokenised: TokenisedSet,
+    *,
+    rows: int,
+    length: int,
+    max_segments: int | None = None,
+) -> list[TokenBatch]:
+    """Pack a whole set densely, each example once, for scoring it.
+
+    Args:
+      tokenised: the set; its examples must fit `length` (UserError otherwise).
+      rows: rows of each batch.
+      length: tokens of a row.
+      max_segments: most examples of a row; None: as many as fit.
+    Returns:
+      Batches of one common shape (the last one may have empty rows). The order is free:
+      `example` holds indices into the set.
+    """
+    refuse_longer(tokenised, length)
+    groups = assign(tokenised.lengths, length, max_segments)
+    segments = max(len(group) for group in groups)
+    targets = max(int(tokenised.label_counts[group].sum()) for group in groups)
+    targets = target_slots(targets, length)
+    batches = []
+    for start in range(0, len(groups), rows):
+        part = [np.asarray(group, np.int64) for group in groups[start : start + rows]]
+        batches.append(_fill(tokenised, part, rows, length, segments, targets)[0])
+    return batches
+
+
+def target_slots(most: int, length: int) -> int:
+    """Slots for at most `most` labelled targets a row: a multiple of 8, and never above `length`."""
+    return min(_round_up(most, _TARGETS_MULTIPLE), length)
+
+
+def refuse_longer(tokenised: TokenisedSet, length: int, name: str = "this set") -> None:
+    """Raise UserError where an example does not fit a row of `length`."""
+    longest = int(np.argmax(tokenised.lengths))
+    size = int(tokenised.lengths[longest])
+    if size > length:
+        raise UserError(
+            f"row {int(tokenised.rows[longest])} of {name} has {size} tokens, more than the "
+            f"packed length {length}; raise the packed length or lower max_length"
+        )
+
+
+def choose_length(
+    sets: Mapping[str, TokenisedSet],
+    batch_size: int,
+    *,
+    row_multiple: int = 1,
+    limit: int = 2048,
+) -> int:
+    """Length of packed rows that leaves little of a training batch empty.
+
+    Every multiple of 64 from the longest example up to `limit` (or to where one row would hold a
+    whole batch) is tried on sampled batches. Its cost is the places a step computes, rows x
+    length with rows as `PairedBatches` would fix them, times (1 + length / 4096) for attention,
+    whose work per token grows with the row. The cheapest, then the shortest, wins.
+
+    Args:
+      sets: by role.
+      batch_size: examples of each role and step.
+      row_multiple: rows of each role are a multiple of this.
+      limit: longest row considered, unless an example is longer.
+    Returns:
+      A multiple of 64 that fits every example.
+    """
+    shortest = _round_up(max(int(each.lengths.max()) for each in sets.values()), _MULTIPLE)
+    rng = np.random.default_rng(0)
+    samples = [
+        [each.lengths[rng.integers(len(each), size=batch_size)] for _ in range(32)]
+        for each in sets.values()
+    ]
+    whole = max(int(sample.sum()) for role in samples for sample in role)
+    last = max(shortest, min(limit, _round_up(-(-whole // row_multiple), _MULTIPLE)))
+
+    def cost(length: int) -> float:
+        most = (max(rows_needed(sample, length) for sample in role) for role in samples)
+        return sum(_round_up(rows, row_multiple) for rows in most) * length * (1 + length / 4096)
+
+    return min(range(shortest, last + 1, _MULTIPLE), key=cost)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

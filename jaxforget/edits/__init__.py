@@ -1,0 +1,1 @@
+"""Closed-form weight edits: no loop, one shot."""

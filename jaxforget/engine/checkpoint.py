@@ -1,0 +1,147 @@
+"""Checkpoints of the whole state through Orbax: asynchronous, atomic, movable between meshes."""
+
+import logging
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.tree import path_string
+from jaxforget.engine.types import State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+      state: on the devices and shardings that were asked for.
+      data: what the caller saved beside it (strings and integers), e.g. the data's fingerprint.
+      step: the step after which it was saved.
+    """
+
+    state: State
+    data: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """Folder of checkpoints, the newest `keep` of them.
+
+    A thin owner of one Orbax checkpointer (which holds threads): use as a context manager.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, *, keep: int = 2):
+        """Opens or creates `folder`; half-written checkpoints of a killed run are removed.
+
+        Args:
+          folder: made if missing.
+          keep: how many of the newest survive, >= 1.
+        """
+        self.folder = pathlib.Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        training = ocp.training
+        self._orbax = training.Checkpointer(
+            self.folder,
+            # the default policy drops saves while another is in flight
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def save(self, step: int, state: State, data: dict[str, Any]) -> None:
+        """Start saving in the background; waits first for a save still in flight.
+
+        Args:
+          step: steps taken so far.
+          state: may be donated to the next step as soon as this returns.
+          data: strings and integers to save beside it.
+        Raises:
+          UserError: the disk is full or the folder not writable.
+        """
+        if step in self.steps():
+            return
+        if jax.default_backend() == "cpu":
+            # host memory is shared with the device here, and the next step will overwrite it
+            state = jax.tree.map(jnp.copy, state)
+        try:
+            saved = self._orbax.save_checkpointables_async(
+                step, {"state": _by_path(state), "data": data}, force=True
+            )
+        except OSError as error:
+            raise UserError(f"cannot write checkpoint {step} in {self.folder}: {error}") from error
+        if saved is None:
+            raise UserError(f"checkpoint {step} in {self.folder} was refused by Orbax")
+
+    def wait(self) -> None:
+        """Block until every save is on disk."""
+        try:
+            self._orbax.wait()
+        except OSError as error:
+            raise UserError(f"cannot write a checkpoint in {self.folder}: {error}") from error
+
+    def close(self) -> None:
+        """Wait for saves in flight and release the threads."""
+        self._orbax.close()
+
+    def restore(self, like: State) -> Restored | None:
+        """The newest checkpoint that can be read, or None when there is none at all.
+
+        Args:
+          like: abstract or concrete state whose shapes, dtypes and shardings are wanted.
+        Raises:
+          UserError: there are checkpoints and every one of them is damaged or of another model.
+        """
+        steps, reasons = self.steps()[::-1], []
+        for step in steps:
+            try:
+                state, data = self._read(step, like)
+            except Exception as error:  # Orbax and tensorstore raise many kinds
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                reasons.append(f"step {step}: {reason[:300]}")
+                log.warning(
+                    "checkpoint %d cannot be read (%s); trying the one before", step, reason
+                )
+                continue
+            for newer in [later for later in steps if later > step]:
+                self._orbax.delete(newer)
+            return Restored(state, data, step)
+        if reasons:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read: {'; '.join(reasons)}. Move the "
+                "folder away to start again."
+            )
+        return None
+
+    def _read(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        paths, treedef = jax.tree_util.tree_flatten_with_path(like)
+        abstract = {path_string(path): _abstract(leaf) for path, leaf in paths}
+        loaded = self._orbax.load_checkpointables(step, {"state": abstract, "data": None})
+        leaves = [loaded["state"][path_string(path)] for path, _ in paths]
+        return jax.tree_util.tree_unflatten(treedef, leaves), loaded["data"]
+
+
+def _by_path(state: State) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {path_string(path): leaf for path, leaf in leaves}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,160 @@
+"""Devices as a mesh of three named axes, and the table that says which leaf lies where.
+
+`data` replicates parameters and divides rows; `fsdp` divides both; `tensor` divides the inner
+dimensions of the matrices. Nothing else in jaxforget names a device.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.tree import path_string
+
+log = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+
+type Rules = Sequence[tuple[str, P]]
+
+# First match on the path wins; an axis that does not divide its dimension is dropped.
+DECODER_RULES: Rules = (
+    (r"(^|/)(embed|head)/w$", P("tensor", "fsdp")),
+    (r"(^|/)head/b$", P("tensor")),
+    (r"(^|/)layers/(attn/[qkv]|mlp/(gate|up))/w$", P(None, "fsdp", "tensor")),
+    (r"(^|/)layers/(attn/o|mlp/down)/w$", P(None, "tensor", "fsdp")),
+    (r"(^|/)layers/(attn/[qkv]|mlp/(gate|up))/b$", P(None, "tensor")),
+    (r"(^|/)layers/(attn/[qkv]|mlp/(gate|up))/lora_a$", P(None, "fsdp", None)),
+    (r"(^|/)layers/(attn/[qkv]|mlp/(gate|up))/lora_b$", P(None, None, "tensor")),
+    (r"(^|/)layers/(attn/o|mlp/down)/lora_a$", P(None, "tensor", None)),
+    (r"(^|/)layers/(attn/o|mlp/down)/lora_b$", P(None, None, "fsdp")),
+)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes.
+
+    Attributes:
+      data: replicas that divide the rows; -1 takes all devices the other axes leave.
+      fsdp: shards that divide rows, parameters and optimizer state.
+      tensor: shards that divide the inner dimensions of every matrix.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh over `devices` (default: all of every process).
+
+    Raises:
+      UserError: the axes need more devices than there are, or do not divide them.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise UserError(f"mesh: sizes must be >= 1, at most one of them -1; got {config}")
+    rest = math.prod(size for size in sizes if size != -1)
+    if rest > len(devices):
+        raise UserError(f"mesh: {config} needs {rest} devices, this run has {len(devices)}")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // rest
+    needed = math.prod(sizes)
+    if jax.process_count() > 1 and needed != len(devices):
+        raise UserError(f"mesh: {config} uses {needed} of {len(devices)} devices; use them all")
+    if needed != len(devices):
+        log.warning("mesh: using %d of %d devices", needed, len(devices))
+    grid = np.asarray(devices[:needed]).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Number of parts the rows of a batch are divided into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules = DECODER_RULES) -> Any:
+    """A `NamedSharding` for every leaf of any pytree, found by the leaf's path.
+
+    Optimizer moments inherit their parameter's rule because their paths end the same way.
+    Leaves that no rule names are divided along their largest dimension over `fsdp` when they are
+    matrices of at least 2^16 elements, and replicated otherwise.
+    """
+    dropped: set[str] = set()
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name, shape = path_string(path), tuple(leaf.shape)
+        return NamedSharding(
+            mesh, _fit(_spec(name, shape, mesh, rules), shape, mesh, name, dropped)
+        )
+
+    placed = jax.tree_util.tree_map_with_path(place, tree)
+    if dropped:
+        log.info("kept whole, their sizes do not divide: %s", ", ".join(sorted(dropped)))
+    return placed
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
+    for pattern, spec in rules:
+        if re.search(pattern, name) and len(spec) == len(shape):
+            return spec
+    if len(shape) < 2 or math.prod(shape) < 2**16:
+        return P()
+    axis = max(range(len(shape)), key=lambda i: (shape[i] % mesh.shape["fsdp"] == 0, shape[i]))
+    return P(*(("fsdp" if i == axis else None) for i in range(len(shape))))
+
+
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh, name: str, dropped: set[str]) -> P:
+    axes = []
+    for size, axis in zip(shape, spec, strict=False):
+        divides = axis is None or size % mesh.shape[axis] == 0
+        if not divides:
+            dropped.add(name)
+        axes.append(axis if divides else None)
+    return P(*axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """Leading axis divided over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def put(tree: Any, placed: Any) -> Any:
+    """Host arrays (whole on every process) -> device arrays with the given shardings.
+
+    Args:
+      tree: pytree of numpy or jax arrays, the same on every process.
+      placed: one sharding, or a pytree of shardings of the same structure.
+    """
+    if isinstance(placed, NamedSharding):
+        placed = jax.tree.map(lambda _: placed, tree)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, placed)
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree, placed)
+
+
+def put_rows(batch: Any, mesh: Mesh) -> Any:
+    """Host batch -> devices: leaves with a leading row axis divided, scalars replicated."""
+    whole, rows = replicated(mesh), by_rows(mesh)
+    placed = jax.tree.map(lambda leaf: rows if np.ndim(leaf) else whole, batch)
+    return put(batch, placed)

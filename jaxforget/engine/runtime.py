@@ -1,0 +1,50 @@
+"""Compiler options and caches for the machine at hand, in one place."""
+
+import functools
+import logging
+import os
+import pathlib
+
+import jax
+
+log = logging.getLogger(__name__)
+
+# oneDNN matmuls make bfloat16 steps on such CPUs several times faster (see docs/performance.md)
+_CPU_ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True}
+
+
+@functools.cache
+def compiler_options() -> dict[str, bool] | None:
+    """Options for `jax.jit(compiler_options=...)`; None where the backend's defaults are best.
+
+    Experimental options may vanish with a new XLA: they are probed once by a tiny compilation.
+    """
+    if jax.default_backend() != "cpu" or os.environ.get("JAXFORGET_ONEDNN", "1") == "0":
+        return None
+    if not _cpu_has_bf16():
+        return None
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_CPU_ONEDNN)(0.0)
+    except Exception as error:  # any refusal means: do without
+        log.info("XLA refused the oneDNN options (%s); using its defaults", error)
+        return None
+    return _CPU_ONEDNN
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def use_compile_cache(folder: str | pathlib.Path | None) -> None:
+    """Keep compiled programs in `folder` between processes; None leaves JAX's setting alone.
+
+    `JAX_COMPILATION_CACHE_DIR`, where set, wins.
+    """
+    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

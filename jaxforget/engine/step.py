@@ -1,0 +1,177 @@
+"""Pieces of a training step as pure functions: gradients of terms, accumulation, guarded update."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxforget.engine.tree import Params
+from jaxforget.engine.types import (
+    Batches,
+    Combiner,
+    Metrics,
+    Objective,
+    Reference,
+    ScoreFn,
+    Skips,
+    State,
+    Terms,
+    Totals,
+)
+
+type Gradients = dict[str, Params]
+"""Gradient of each term by its name; of the weighted sum alone under `SUM`."""
+
+SUM = "sum"
+
+
+def with_totals(batches: Batches) -> Batches:
+    """Attach each batch's own counts, so that its micro-batches share them as denominators."""
+    return {
+        role: replace(
+            batch,
+            totals=Totals(
+                tokens=batch.mask.astype(jnp.float32).sum(),
+                examples=(batch.example >= 0).astype(jnp.float32).sum(),
+            ),
+        )
+        for role, batch in batches.items()
+    }
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+    """Leaves `[B, ...]` -> `[parts, B / parts, ...]` such that every shard keeps its own rows."""
+
+    def divide(leaf: Array) -> Array:
+        rows = leaf.shape[0]
+        if rows % parts:
+            raise ValueError(f"{rows} rows cannot be divided into {parts} micro-batches")
+        return leaf.reshape(rows // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(divide, tree)
+
+
+def term_gradients(
+    objective: Objective,
+    combiner: Combiner,
+    score: ScoreFn,
+    params: Params,
+    batches: Batches,
+    reference: Reference,
+) -> tuple[Gradients, Terms, Metrics]:
+    """Terms and their gradients from one forward pass.
+
+    A combiner that is a plain weighted sum costs one backward pass; any other pulls each term
+    back through the same linearisation once.
+    """
+
+    def terms_of(trained: Params) -> tuple[Terms, Metrics]:
+        return objective(score, trained, batches, reference)
+
+    if combiner.weights is not None:
+        weights = combiner.weights
+
+        def weighted(trained: Params) -> tuple[Array, tuple[Terms, Metrics]]:
+            terms, metrics = terms_of(trained)
+            total = sum((weights[name] * term for name, term in terms.items()), jnp.zeros(()))
+            return total, (terms, metrics)
+
+        gradient, (terms, metrics) = jax.grad(weighted, has_aux=True)(params)
+        return {SUM: gradient}, terms, metrics
+
+    terms, pull_back, metrics = jax.vjp(terms_of, params, has_aux=True)
+    gradients = {}
+    for name in terms:
+        seed = {other: jnp.float32(other == name) for other in terms}
+        (gradients[name],) = pull_back(seed)
+    return gradients, terms, metrics
+
+
+def accumulated_gradients(
+    objective: Objective,
+    combiner: Combiner,
+    score: ScoreFn,
+    params: Params,
+    batches: Batches,
+    reference: Reference,
+    parts: int,
+) -> tuple[Gradients, Terms, Metrics]:
+    """`term_gradients` over `parts` micro-batches, summed inside one compiled loop.
+
+    Because every term is a share of the whole step's mean, the sum equals the undivided step
+    up to rounding, whatever the lengths of the examples in each micro-batch.
+    """
+    batches = with_totals(batches)
+    if parts == 1:
+        return term_gradients(objective, combiner, score, params, batches, reference)
+    rows = {role: replace(batch, totals=None) for role, batch in batches.items()}
+    heads = {role: ref.head for role, ref in reference.items()}
+    columns = {role: replace(ref, head=None) for role, ref in reference.items()}
+
+    def one(micro: tuple[Batches, Reference]) -> tuple[Gradients, Terms, Metrics]:
+        some = {role: replace(b, totals=batches[role].totals) for role, b in micro[0].items()}
+        refs = {role: replace(ref, head=heads[role]) for role, ref in micro[1].items()}
+        return term_gradients(objective, combiner, score, params, some, refs)
+
+    micros = split_rows((rows, columns), parts)
+    first = jax.tree.map(lambda leaf: leaf[0], micros)
+    shapes = jax.eval_shape(one, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def body(total: Any, micro: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(micro)), None
+
+    return jax.lax.scan(body, zeros, micros)[0]
+
+
+def guarded_update(
+    state: State,
+    gradients: Gradients,
+    loss: Array,
+    combiner: Combiner,
+    optimizer: optax.GradientTransformation,
+) -> tuple[State, Metrics]:
+    """Combine, optimise, finish; a loss, gradient or update that is not finite changes nothing.
+
+    A refused step still counts as a step, so that the data moves on, and is counted in
+    `State.skips`.
+    """
+    if combiner.weights is not None:
+        direction, combiner_state, metrics = gradients[SUM], state.combiner_state, {}
+    else:
+        direction, combiner_state, metrics = combiner.combine(
+            gradients, state.combiner_state, state.params
+        )
+    update, opt_state = optimizer.update(direction, state.opt_state, state.params)
+    if combiner.finish is not None:
+        update, combiner_state, more = combiner.finish(update, combiner_state, state.params)
+        metrics = {**metrics, **more}
+    params = optax.apply_updates(state.params, update)
+    gradient_norm = optax.tree.norm(direction)
+    update_norm = optax.tree.norm(update)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(update_norm)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    refused = 1 - finite.astype(jnp.int32)
+    skips = Skips(total=state.skips.total + refused, in_a_row=(state.skips.in_a_row + 1) * refused)
+    new = replace(
+        state,
+        step=state.step + 1,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        combiner_state=keep(combiner_state, state.combiner_state),
+        skips=skips,
+    )
+    norms = {"gradient_norm": gradient_norm, "update_norm": update_norm}
+    counts = {"skipped": skips.total, "skipped_in_a_row": skips.in_a_row}
+    return new, {**metrics, **norms, **counts}
+
+
+type Step = Callable[[State, Params, Batches, Reference], tuple[State, Metrics]]
+"""(state, frozen leaves, batches, reference) -> (state, scalars to log)."""

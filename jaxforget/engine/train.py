@@ -1,0 +1,173 @@
+"""The host loop: dispatch steps, fetch metrics one step late, save, stop when asked.
+
+Nothing here waits for the device except to log, to save, and at the end.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxforget.engine.checkpoint import Checkpoints
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.runtime import compiler_options
+from jaxforget.engine.step import Step
+from jaxforget.engine.tree import Params
+from jaxforget.engine.types import Batches, Metrics, Reference, State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one step consumes, already on the devices.
+
+    Attributes:
+      batches: by role.
+      reference: by role; empty where the objective needs none.
+      tokens: useful (not padding) tokens of all roles, for throughput.
+    """
+
+    batches: Batches
+    reference: Reference
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often the host acts.
+
+    Attributes:
+      steps: total steps of the run.
+      log_every: steps between logged rows.
+      save_every: steps between checkpoints; 0: only the last.
+      max_skipped: refused steps in a row after which the run stops.
+    """
+
+    steps: int
+    log_every: int = 10
+    save_every: int = 0
+    max_skipped: int = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener is told at every logged step.
+
+    Attributes:
+      step: steps taken.
+      steps: total.
+      metrics: scalars of that step, plus `tokens_per_second` and `step_ms` (mean of the interval).
+    """
+
+    step: int
+    steps: int
+    metrics: Mapping[str, float]
+
+
+def compile_step(step: Step, state: State, mesh: Any, placed: Any) -> Callable[..., Any]:
+    """`jax.jit` of a step: state donated, its sharding kept, metrics replicated.
+
+    Args:
+      step: pure function.
+      state: concrete or abstract, only for its structure.
+      mesh: of the run.
+      placed: shardings of the state.
+    """
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    del state
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(placed, whole),
+        compiler_options=compiler_options(),
+    )
+
+
+def train(
+    compiled: Callable[..., tuple[State, Metrics]],
+    state: State,
+    frozen: Params,
+    inputs: Iterator[Inputs],
+    cadence: Cadence,
+    *,
+    start: int = 0,
+    checkpoints: Checkpoints | None = None,
+    data: Mapping[str, Any] | None = None,
+    listen: Callable[[Progress], None] = lambda _: None,
+    after_step: Callable[[int, State], None] | None = None,
+) -> State:
+    """Run steps `start` .. `cadence.steps`.
+
+    Args:
+      compiled: see `compile_step`.
+      state: donated.
+      frozen: leaves that are not trained.
+      inputs: yields one `Inputs` a step, beginning at `start`.
+      cadence: see `Cadence`.
+      start: steps already taken.
+      checkpoints: where to save; None: nowhere.
+      data: saved with each checkpoint (identifies the data order).
+      listen: called at every logged step.
+      after_step: called with (steps taken, state) after every dispatch; must not keep the state.
+    Returns:
+      The state after the last step.
+    Raises:
+      UserError: `cadence.max_skipped` steps in a row were not finite.
+    """
+    meter, pending = _Meter(), None
+    for done in range(start + 1, cadence.steps + 1):
+        item = next(inputs)
+        state, metrics = compiled(state, frozen, item.batches, item.reference)
+        meter.add(item.tokens)
+        if pending is not None:
+            _report(pending, cadence, listen)
+            pending = None
+        if done % cadence.log_every == 0 or done in (start + 1, cadence.steps):
+            pending = (done, metrics, meter)
+            meter = _Meter()
+        if after_step is not None:
+            after_step(done, state)
+        due = cadence.save_every and done % cadence.save_every == 0
+        if checkpoints is not None and (due or done == cadence.steps):
+            if pending is not None:  # never save past a run that must stop
+                _report(pending, cadence, listen)
+                pending = None
+            checkpoints.save(done, state, dict(data or {}))
+    if pending is not None:
+        _report(pending, cadence, listen)
+    if checkpoints is not None:
+        checkpoints.wait()
+    return jax.block_until_ready(state)
+
+
+class _Meter:
+    """Tokens and time since the last logged step."""
+
+    def __init__(self) -> None:
+        self.begin, self.tokens, self.steps = time.perf_counter(), 0, 0
+
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.steps += 1
+
+
+def _report(
+    pending: tuple[int, Metrics, _Meter], cadence: Cadence, listen: Callable[[Progress], None]
+) -> None:
+    step, metrics, meter = pending
+    values = {name: float(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
+    seconds = max(time.perf_counter() - meter.begin, 1e-9)
+    values["tokens_per_second"] = meter.tokens / seconds
+    values["step_ms"] = 1e3 * seconds / meter.steps
+    listen(Progress(step, cadence.steps, values))
+    if values.get("skipped_in_a_row", 0) >= cadence.max_skipped:
+        raise UserError(
+            f"stopped at step {step}: the last {int(values['skipped_in_a_row'])} steps had a loss "
+            "or gradient that is not finite and were refused (parameters are unharmed). Lower "
+            "optimizer.learning_rate or the forget weight, or compute in float32."
+        )

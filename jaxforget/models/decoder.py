@@ -1,0 +1,220 @@
+"""A decoder-only transformer as pure functions on a plain dictionary of parameters.
+
+Layers are stacked on a leading axis and scanned, so that one compiled body serves all of them;
+what differs between layers (window, rotary table) is scanned beside their weights.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.engine.tree import Params, unflatten
+from jaxforget.engine.types import Head, Scores, TokenBatch, TokenStats
+from jaxforget.models import layers
+from jaxforget.models.config import DecoderConfig, param_shapes
+
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How to compute, as opposed to what.
+
+    Attributes:
+      dtype: of matrix products and the residual stream, "float32" or "bfloat16"; norms, softmax
+        and log-probabilities are float32 always.
+      remat: what the backward pass computes again: "none", "dots" (all but the projections'
+        matrix products) or "full" (everything but each layer's input).
+    """
+
+    dtype: str = "float32"
+    remat: str = "dots"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("dtype", DTYPES), ("remat", REMAT)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UserError(f"compute.{name} {value!r}: {did_you_mean(str(value), allowed)}")
+
+
+def init(key: Array, cfg: DecoderConfig, dtype: jax.typing.DTypeLike = jnp.float32) -> Params:
+    """Random parameters: normal matrices, neutral norms, zero biases.
+
+    Args:
+      key: from `jax.random.key`.
+      cfg: the architecture.
+      dtype: of every leaf.
+    Returns:
+      Nested dictionary; leaves under "layers" are stacked on axis 0.
+    """
+    neutral = 0.0 if cfg.norm == "rms_plus_one" else 1.0
+    flat = {}
+    for index, (path, shape) in enumerate(param_shapes(cfg).items()):
+        leaf = path.rsplit("/", 1)[-1]
+        if leaf == "scale":
+            flat[path] = jnp.full(shape, neutral, dtype)
+        elif leaf in ("b", "bias"):
+            flat[path] = jnp.zeros(shape, dtype)
+        else:
+            noise = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+            flat[path] = (cfg.init_std * noise).astype(dtype)
+    return unflatten(flat)
+
+
+def embed(
+    params: Params, tokens: Array, positions: Array, cfg: DecoderConfig, dtype: jnp.dtype
+) -> Array:
+    """Token (and, for GPT-2, position) embeddings.
+
+    Args:
+      params: of the whole model.
+      tokens, positions: int32 `[B, L]`.
+      cfg: the architecture.
+      dtype: of the result.
+    Returns:
+      `[B, L, D]`.
+    """
+    with jax.named_scope("embed"):
+        x = params["embed"]["w"][tokens].astype(dtype)
+        if cfg.learned_positions:
+            x = x + params["embed"]["pos"][positions].astype(dtype)
+        return x * jnp.asarray(cfg.embed_scale, dtype) if cfg.embed_scale != 1.0 else x
+
+
+def hidden_states(
+    params: Params,
+    tokens: Array,
+    segments: Array,
+    positions: Array,
+    cfg: DecoderConfig,
+    compute: Compute = Compute(),
+) -> Array:
+    """Residual stream behind the last layer and the final norm.
+
+    Args:
+      params: as from `init`, any floating dtype; cast to the compute dtype layer by layer.
+      tokens: int32 `[B, L]`.
+      segments: int32 `[B, L]`, 0 is padding; attention never crosses segments.
+      positions: int32 `[B, L]`, restarting in every segment.
+      cfg: the architecture.
+      compute: dtype and rematerialisation.
+    Returns:
+      `[B, L, D]` in the compute dtype; finite but meaningless at padding.
+    """
+    x = embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype))
+    tables = layers.rope_tables(positions, cfg)
+    everywhere = None if cfg.windowed else layers.attention_mask(positions, segments)
+
+    def body(x: Array, scanned: tuple[Params, dict[str, Array]]) -> tuple[Array, None]:
+        layer, extra = scanned
+        mask = everywhere
+        if mask is None:
+            mask = layers.attention_mask(positions, segments, window=extra["window"])
+
+        def core(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            return layers.attend(q, k, v, mask, cfg), None
+
+        return layers.block(layer, x, layers.select_rope(tables, extra["rope"]), core, cfg)
+
+    with jax.named_scope("layers"):
+        extras = layers.layer_extras(cfg)
+        x, _ = jax.lax.scan(_remat(body, compute), x, (params["layers"], extras))
+    with jax.named_scope("final_norm"):
+        return layers.norm(x, params["final_norm"], cfg)
+
+
+def _remat(body, compute: Compute):
+    if compute.remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    policy = {"dots": policies.dots_with_no_batch_dims_saveable, "full": None}[compute.remat]
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+def head(params: Params, cfg: DecoderConfig, compute: Compute = Compute()) -> Head:
+    """The output projection: the model's own, or the embedding where they are tied.
+
+    Args:
+      params: of the whole model.
+      cfg: the architecture.
+      compute: its dtype is the dtype of the weight.
+    """
+    own = params.get("head", {})
+    weight = own["w"] if "w" in own else params["embed"]["w"]
+    bias = own.get("b")
+    return Head(weight.astype(compute.dtype), bias, cfg.final_softcap)
+
+
+def logits(hidden: Array, head: Head) -> Array:
+    """Whole distributions, for generation and tests: float32 `[..., V]` from `[..., D]`."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    out = layers.matmul(rows, head.weight.astype(hidden.dtype).T, jnp.float32)
+    if head.bias is not None:
+        out = out + head.bias.astype(jnp.float32)[None, :]
+    if head.softcap is not None:
+        out = head.softcap * jnp.tanh(out / head.softcap)
+    return out.reshape(*hidden.shape[:-1], -1)
+
+
+def score(
+    params: Params,
+    batch: TokenBatch,
+    cfg: DecoderConfig,
+    compute: Compute = Compute(),
+    *,
+    stats: bool = False,
+) -> Scores:
+    """Log-probabilities of a batch's targets.
+
+    Args:
+      params: as from `init`.
+      batch: packed rows; with `max_targets` only the labelled positions pass the head.
+      cfg: the architecture.
+      compute: dtype and rematerialisation.
+      stats: also fill `Scores.stats`, without gradient.
+    Returns:
+      See `Scores`; `hidden` and `head` are always filled (nobody pays for what nobody reads).
+    """
+    from jaxforget_kernels import linear_cross_entropy
+
+    hidden = hidden_states(params, batch.tokens, batch.segments, batch.positions, cfg, compute)
+    targets, mask, segments = batch.targets, batch.mask, batch.segments
+    if batch.max_targets is not None:
+        slots = _labelled(mask, batch.max_targets)
+        targets, mask, segments = (
+            jnp.take_along_axis(column, slots, axis=1) for column in (targets, mask, segments)
+        )
+        segments = jnp.where(mask != 0, segments, 0)
+        hidden = jnp.take_along_axis(hidden, slots[:, :, None], axis=1)
+    output = head(params, cfg, compute)
+    with jax.named_scope("head"):
+        answer = linear_cross_entropy(
+            hidden,
+            output.weight,
+            targets,
+            bias=output.bias,
+            softcap=output.softcap,
+            stats=stats,
+        )
+    logp, about = answer if stats else (answer, None)
+    return Scores(
+        logp=jnp.where(mask != 0, logp, 0.0),
+        mask=mask,
+        segments=segments,
+        example=batch.example,
+        hidden=hidden,
+        head=output,
+        stats=None if about is None else TokenStats(*about),
+        totals=batch.totals,
+    )
+
+
+def _labelled(mask: Array, count: int) -> Array:
+    """Positions of the labelled slots of every row, in order, then of others: int32 [B, count]."""
+    if count > mask.shape[1]:
+        raise ValueError(f"max_targets {count} exceeds the row length {mask.shape[1]}")
+    return jnp.argsort(mask == 0, axis=1, stable=True)[:, :count]

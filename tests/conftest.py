@@ -1,0 +1,28 @@
+"""Settings of every test: eight virtual devices, strict shapes, cached compilations."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+DATA = pathlib.Path(os.environ.get("JAXFORGET_DATA", "../shared/data"))
+
+
+@pytest.fixture
+def shared_data():
+    """Folder of real data files; the test is skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data not present: {DATA} (set JAXFORGET_DATA)")
+    return DATA
