@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxforget.data.records import Record
-from jaxforget.data.template import Template, is_chat, renderer
+from jaxforget.data.template import Rendered, Template, is_chat, renderer
 from jaxforget.engine.errors import UserError
 
 
@@ -49,6 +49,18 @@ def _backend(tokenizer: Any) -> Any:
 
 
 def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Iterator[Encoded]:
+    """Tokenise every record once and locate its answer.
+
+    Args:
+      records: at least one.
+      tokenizer: fast transformers tokenizer.
+      template: see `Template`.
+    Returns:
+      One item a record, in order, not truncated.
+    Raises:
+      UserError: no records; no token left of an answer; a slow tokenizer, or one without an
+        end-of-sequence token where the template wants it.
+    """
     if not records:
         raise UserError("there are no records to tokenise")
     _backend(tokenizer)
@@ -71,6 +83,8 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
         first, stop = _locate(spans, text.start, text.stop)
         if first == stop:
             raise UserError(f"{where(record)}: no token is left of the answer {record.answer!r}")
+        if first > 0 and _reaches_over(text, spans[first - 1], ids[first - 1], tokenizer):
+            first -= 1
         if is_chat(template, record):
             # the turn's end is a target; what stands between must be written to reach it
             ends = (at for at in range(stop, len(ids)) if ids[at] in special)
@@ -104,10 +118,23 @@ def _locate(spans: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[in
     return (0, 0) if first is None or last is None else (first, last + 1)
 
 
+def _reaches_over(text: Rendered, span: tuple[int, int], token: int, tokenizer: Any) -> bool:
+    """Does the token before the answer hold white space of it, trimmed off the token's span?
+
+    Happens where an answer begins with a line break that merges with the punctuation before.
+    """
+    begin, end = span
+    if not text.text[text.start].isspace() or begin == end or text.text[end - 1].isspace():
+        return False
+    spelt = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return end + len(spelt) - len(spelt.rstrip()) > text.start
+
+
 def _special_ids(tokenizer: Any) -> set[int]:
     added = tokenizer.added_tokens_decoder
     return {*tokenizer.all_special_ids, *(at for at, token in added.items() if token.special)}
 
 
 def where(record: Record) -> str:
+    """A record's place, for messages."""
     return f"row {record.row} of {record.source}"

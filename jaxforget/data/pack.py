@@ -5,6 +5,7 @@ stays inside segments and losses inside the mask.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from jaxforget.engine.types import TokenBatch
 type Columns = dict[str, np.ndarray]
 
 _MULTIPLE = 64  # packed lengths suit the tiles of attention and matrix units
-_TARGETS_MULTIPLE = 8
 
 
 def assign(lengths: np.ndarray, length: int, max_segments: int | None = None) -> list[list[int]]:
@@ -30,10 +30,11 @@ def assign(lengths: np.ndarray, length: int, max_segments: int | None = None) ->
     Raises:
       ValueError: an item that fits no row.
     """
+    lengths = np.asarray(lengths)
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= length:
         raise ValueError(f"lengths {lengths.min()}..{lengths.max()} do not fit rows of {length}")
-    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
-    sizes = np.asarray(lengths).tolist()
+    order = np.argsort(-lengths, kind="stable").tolist()
+    sizes = lengths.tolist()
     rows: list[list[int]] = []
     by_space: list[list[int]] = [[] for _ in range(length + 1)]
     open_spaces = 0  # bit s is set where a row with s free places is open
@@ -89,9 +90,8 @@ def pack(
     groups = assign(tokenised.lengths[chosen], length, max_segments)
     if len(groups) > rows:
         raise ValueError(f"{len(chosen)} examples need {len(groups)} rows of {length}, not {rows}")
-    return _fill(
-        tokenised, [chosen[group] for group in groups], rows, length, max_segments, max_targets
-    )
+    members = [chosen[group] for group in groups]
+    return _fill(tokenised, members, rows, length, max_segments, max_targets)
 
 
 def _fill(
@@ -115,33 +115,39 @@ def _fill(
     source = np.repeat(tokenised.offsets[chosen], sizes) + position
     place = np.repeat(row * length + column, sizes) + position
 
-    def spread(values: np.ndarray, dtype: type) -> np.ndarray:
+    def spread(values: np.ndarray, dtype: type) -> Any:
         flat = np.zeros(rows * length, dtype)
         flat[place] = values
         return flat.reshape(rows, length)
 
-    example = np.full((rows, max_segments), -1, np.int32)
+    example: Any = np.full((rows, max_segments), -1, np.int32)
     example[row, segment] = chosen
     labelled = tokenised.mask[source]
     batch = TokenBatch(
-        tokens=spread(tokenised.tokens[source], np.int32),  # pyright: ignore[reportArgumentType]
-        targets=spread(tokenised.targets[source], np.int32),  # pyright: ignore[reportArgumentType]
-        segments=spread(np.repeat(segment + 1, sizes), np.int32),  # pyright: ignore[reportArgumentType]
-        positions=spread(position, np.int32),  # pyright: ignore[reportArgumentType]
-        mask=spread(labelled, np.float32),  # pyright: ignore[reportArgumentType]
-        example=example,  # pyright: ignore[reportArgumentType]
+        tokens=spread(tokenised.tokens[source], np.int32),
+        targets=spread(tokenised.targets[source], np.int32),
+        segments=spread(np.repeat(segment + 1, sizes), np.int32),
+        positions=spread(position, np.int32),
+        mask=spread(labelled, np.float32),
+        example=example,
         max_targets=max_targets,
     )
     slots = _slots(place[labelled], rows, length, max_targets)
-    entries = np.repeat(tokenised.label_offsets[chosen], tokenised.label_counts[chosen])
-    entries = entries + _within(tokenised.label_counts[chosen])
     width = length if max_targets is None else max_targets
+    return batch, _spread_columns(tokenised, chosen, slots, (rows, width))
+
+
+def _spread_columns(
+    tokenised: TokenisedSet, chosen: np.ndarray, slots: np.ndarray, shape: tuple[int, int]
+) -> Columns:
+    counts = tokenised.label_counts[chosen]
+    entries = np.repeat(tokenised.label_offsets[chosen], counts) + _within(counts)
     columns = {}
     for name, values in tokenised.columns.items():
-        flat = np.zeros((rows * width, *values.shape[1:]), values.dtype)
+        flat = np.zeros((shape[0] * shape[1], *values.shape[1:]), values.dtype)
         flat[slots] = values[entries]
-        columns[name] = flat.reshape(rows, width, *values.shape[1:])
-    return batch, columns
+        columns[name] = flat.reshape(*shape, *values.shape[1:])
+    return columns
 
 
 def _slots(places: np.ndarray, rows: int, length: int, max_targets: int | None) -> np.ndarray:
@@ -172,18 +178,19 @@ def pack_all(
 
     Args:
       tokenised: the set; its examples must fit `length` (UserError otherwise).
-      rows: rows of each batch.
-      length: tokens of a row.
-      max_segments: most examples of a row; None: as many as fit.
+      rows: B, rows of each batch.
+      length: L, tokens of a row.
+      max_segments: S, most examples of a row; None: length / 8.
     Returns:
-      Batches of one common shape (the last one may have empty rows). The order is free:
+      Batches of one common shape (the last one may have empty rows), in which only T, a multiple
+      of 64, depends on the set: several sets can share a compiled program. The order is free:
       `example` holds indices into the set.
     """
     refuse_longer(tokenised, length)
-    groups = assign(tokenised.lengths, length, max_segments)
-    segments = max(len(group) for group in groups)
+    segments = max_segments or max(1, length // 8)
+    groups = assign(tokenised.lengths, length, segments)
     targets = max(int(tokenised.label_counts[group].sum()) for group in groups)
-    targets = target_slots(targets, length)
+    targets = min(_round_up(targets, _MULTIPLE), length)
     batches = []
     for start in range(0, len(groups), rows):
         part = [np.asarray(group, np.int64) for group in groups[start : start + rows]]
@@ -192,8 +199,8 @@ def pack_all(
 
 
 def target_slots(most: int, length: int) -> int:
-    """Slots for at most `most` labelled targets a row: a multiple of 8, and never above `length`."""
-    return min(_round_up(most, _TARGETS_MULTIPLE), length)
+    """Slots for rows of at most `most` labelled targets: a multiple of 8, never above `length`."""
+    return min(_round_up(most, 8), length)
 
 
 def refuse_longer(tokenised: TokenisedSet, length: int, name: str = "this set") -> None:

@@ -196,7 +196,7 @@ def _read_cache(file: pathlib.Path, template: Template, tokenizer: Any) -> Token
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as kept:
             arrays = {name: kept[name] for name in _ARRAYS}
             mark, truncated = str(kept["fingerprint"]), int(kept["truncated"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -3,7 +3,7 @@
 import logging
 import pathlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +48,10 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         training = ocp.training
         self._orbax = training.Checkpointer(
-            self.folder,
+            str(self.folder),
             # the default policy drops saves while another is in flight
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=training.preservation_policies.LatestN(keep),
+            save_decision_policy=cast(Any, training.save_decision_policies.FixedIntervalPolicy(1)),
+            preservation_policy=cast(Any, training.preservation_policies.LatestN(keep)),
             cleanup_tmp_directories=True,
         )
 

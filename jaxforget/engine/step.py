@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -148,11 +148,13 @@ def guarded_update(
         )
     update, opt_state = optimizer.update(direction, state.opt_state, state.params)
     if combiner.finish is not None:
-        update, combiner_state, more = combiner.finish(update, combiner_state, state.params)
+        update, combiner_state, more = combiner.finish(
+            cast(Params, update), combiner_state, state.params
+        )
         metrics = {**metrics, **more}
-    params = optax.apply_updates(state.params, update)
+    params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, update)
     gradient_norm = optax.tree.norm(direction)
-    update_norm = optax.tree.norm(update)
+    update_norm = optax.tree.norm(cast(Params, update))
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(update_norm)
 
     def keep(new: Any, old: Any) -> Any:

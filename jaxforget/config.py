@@ -1,0 +1,327 @@
+"""Configurations: frozen dataclasses <-> YAML with dotted overrides.
+
+Every error names the key, what it got and what is allowed.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Gt
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from jaxforget.data.sources import DataSource
+from jaxforget.data.template import Template
+from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.engine.mesh import MeshConfig
+from jaxforget.engine.optimizer import OptimizerConfig
+
+
+def _named(key: str) -> BeforeValidator:
+    """Lets a bare string stand for a mapping with that one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+_LISTED = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
+
+type Source = Annotated[DataSource, _named("path")]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Train low-rank factors beside frozen weights instead of the weights.
+
+    Attributes:
+      rank: of every factor pair, >= 1.
+      alpha: the product of the factors is scaled by alpha / rank.
+      targets: regular expression over weight paths such as "layers/attn/q" and "layers/mlp/up".
+    """
+
+    rank: Annotated[int, Ge(1)] = 16
+    alpha: Annotated[float, Gt(0)] = 32.0
+    targets: str = "layers/(attn|mlp)/"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and in what pieces to train.
+
+    Attributes:
+      epochs: passes over the anchor set (forget, or the only one); ignored where `steps` is set.
+      steps: optimizer steps; None: decided by `epochs`.
+      batch_size: examples of each role in one step.
+      accumulate: micro-batches a step is divided into.
+      row_length: tokens of a packed row, a multiple of 64 at best; None: chosen to waste little.
+      compute: dtype of the matrix products; master weights stay as loaded.
+      remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
+      seed: of data order and adapters.
+      trainable: regular expression over parameter paths; None: all (with `lora`: its factors).
+      log_every, save_every: steps between logged rows and between checkpoints (0: last only).
+      keep: checkpoints kept.
+      max_skipped: steps in a row with a loss or gradient that is not finite before stopping.
+    """
+
+    epochs: Annotated[float, Gt(0)] = 10.0
+    steps: Annotated[int, Ge(1)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 32
+    accumulate: Annotated[int, Ge(1)] = 1
+    row_length: Annotated[int, Ge(8)] | None = None
+    compute: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "dots"
+    seed: Annotated[int, Ge(0)] = 0
+    trainable: str | None = None
+    log_every: Annotated[int, Ge(1)] = 10
+    save_every: Annotated[int, Ge(0)] = 0
+    keep: Annotated[int, Ge(1)] = 2
+    max_skipped: Annotated[int, Ge(1)] = 10
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """The TOFU suite.
+
+    Attributes:
+      forget, retain, real_authors, world_facts: evaluation sets; TOFU's *_perturbed files.
+      oracle: results.json (or run directory) of a model that never saw the forget set.
+      generate: also generate answers and score them with ROUGE.
+      max_new_tokens: longest generated answer.
+      batch_size: prompts generated at a time, and packed rows scored at a time.
+      limit: rows used of each set; None: all.
+      utility_over: "all" needs every one of the nine parts; "available" averages those there are
+        and names the missing ones.
+      peer_compat: reproduce the peer's known faults where published numbers depend on them.
+    """
+
+    forget: Source | None = None
+    retain: Source | None = None
+    real_authors: Source | None = None
+    world_facts: Source | None = None
+    oracle: str | None = None
+    generate: bool = True
+    max_new_tokens: Annotated[int, Ge(1)] = 200
+    batch_size: Annotated[int, Ge(1)] = 32
+    limit: Annotated[int, Ge(1)] | None = None
+    utility_over: Literal["all", "available"] = "all"
+    peer_compat: bool = False
+
+
+@dataclass(frozen=True)
+class UnlearnConfig:
+    """`jaxforget unlearn`: make a model forget one set and keep another.
+
+    Attributes:
+      model: Hugging Face folder or id, a .gguf file, or a run directory.
+      forget, retain: training sets; a method that needs no retain data ignores none: leave it out.
+      method: name of a method, or a mapping with `name` and its parameters.
+      run_dir: where everything is written.
+      resume: "auto" continues a run directory; "never" refuses one that exists.
+      dtype: of the master weights.
+      export_dtype: of the exported weights; None: as they were stored.
+      max_length: most tokens of one example.
+    """
+
+    model: str
+    forget: Source
+    run_dir: str
+    retain: Source | None = None
+    method: Annotated[Mapping[str, Any], _named("name")] = field(
+        default_factory=lambda: {"name": "npo"}
+    )
+    resume: Literal["auto", "never"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    max_length: Annotated[int, Ge(2)] = 512
+    template: Template = field(default_factory=Template)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluate: SuiteConfig | None = None
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """`jaxforget finetune`: teach a model a set of examples.
+
+    Attributes:
+      model, run_dir, resume, dtype, export_dtype, max_length: as for unlearn.
+      data: training set, or several that are joined.
+    """
+
+    model: str
+    data: Annotated[
+        tuple[Source, ...], BeforeValidator(lambda v: v if isinstance(v, list) else [v])
+    ]
+    run_dir: str
+    resume: Literal["auto", "never"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    max_length: Annotated[int, Ge(2)] = 512
+    template: Template = field(default_factory=Template)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluate: SuiteConfig | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`jaxforget evaluate`: score a model with a suite, without training.
+
+    Attributes:
+      model, run_dir, dtype, max_length: as for unlearn.
+      evaluate: the suite.
+      compute: dtype of the matrix products.
+    """
+
+    model: str
+    evaluate: SuiteConfig
+    run_dir: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute: Literal["float32", "bfloat16"] = "float32"
+    max_length: Annotated[int, Ge(2)] = 512
+    template: Template = field(default_factory=Template)
+
+
+# keys that change how a run goes but not its numbers: a resumed run may differ in them
+_FREE = {
+    "run_dir": None,
+    "resume": None,
+    "mesh": None,
+    "evaluate": None,
+    "train": {"log_every", "save_every", "keep", "max_skipped"},
+}
+
+
+def load[C](schema: type[C], path: str | pathlib.Path | None, overrides: Iterable[str] = ()) -> C:
+    """Read a YAML file and `a.b=c` overrides into a configuration.
+
+    Args:
+      schema: `UnlearnConfig`, `FinetuneConfig` or `EvaluateConfig`.
+      path: YAML file; None: overrides alone.
+      overrides: "key.subkey=value" with the value in YAML.
+    Raises:
+      UserError: unreadable file, unknown key (with the closest one), value of a wrong type or
+        out of range; every fault at once.
+    """
+    tree = {} if path is None else _read(pathlib.Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    return build(schema, tree, str(path or "overrides"))
+
+
+def build[C](schema: type[C], tree: Mapping[str, Any], source: str = "config") -> C:
+    """Validate a nested mapping against a schema; see `load`."""
+    try:
+        return _adapter(schema).validate_python(dict(tree), extra="forbid")
+    except ValidationError as error:
+        lines = [_explain(schema, fault, source) for fault in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration, every default written out."""
+    return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def as_tree(config: Any) -> dict[str, Any]:
+    """Nested dict of plain values."""
+    return _adapter(type(config)).dump_python(config, mode="json")
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The part of a configuration that decides a run's numbers."""
+    tree = as_tree(config)
+    for key, inner in _FREE.items():
+        if inner is None:
+            tree.pop(key, None)
+        elif key in tree:
+            tree[key] = {name: value for name, value in tree[key].items() if name not in inner}
+    return tree
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}: not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path}: must be a mapping of keys, is a {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: must be key=value, for example train.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: not a YAML value: {error}") from error
+    node, (*parents, leaf) = tree, key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if isinstance(child, str):  # a bare name or path stands for its mapping
+            child = {"name" if parent == "method" else "path": child}
+        node[parent] = child if isinstance(child, dict) else {}
+        node = node[parent]
+    if key == "method.name" and node.get("name") not in (None, value):
+        node.clear()  # another method: the old one's parameters do not belong to it
+    node[leaf] = value
+
+
+def _explain(schema: Any, fault: Any, source: str) -> str:
+    path = [str(part) for part in fault["loc"] if not str(part).startswith("function-")]
+    where = ".".join(path)
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{source}: {where}: no such key. {did_you_mean(path[-1], _keys(schema, path[:-1]))}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"{source}: {where}: missing; it has no default"
+    got = "" if isinstance(fault["input"], Mapping) else f" (got {fault['input']!r})"
+    return f"{source}: {where}: {fault['msg']}{got}"
+
+
+def _keys(schema: Any, path: list[str]) -> list[str]:
+    """Field names of the dataclass reached from `schema` by `path`."""
+    for part in path:
+        if dataclasses.is_dataclass(schema) and part in typing.get_type_hints(schema):
+            schema = _dataclass_in(typing.get_type_hints(schema)[part])
+    if not dataclasses.is_dataclass(schema):
+        return []
+    return [each.name for each in dataclasses.fields(schema)]
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass inside Optional, tuple, Annotated or an alias of these."""
+    if isinstance(hint, typing.TypeAliasType):
+        return _dataclass_in(hint.__value__)
+    if dataclasses.is_dataclass(hint):
+        return hint
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
+        found = (_dataclass_in(each) for each in typing.get_args(hint))
+        return next((each for each in found if each is not None), None)
+    return None
+
+
+def suite_sources(suite: SuiteConfig) -> dict[str, DataSource]:
+    """The suite's sets by name, those that are given."""
+    names = ("forget", "retain", "real_authors", "world_facts")
+    return {name: getattr(suite, name) for name in names if getattr(suite, name) is not None}

@@ -1,0 +1,190 @@
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxforget.data.batches import PairedBatches, order, prefetch
+from jaxforget.engine.errors import UserError
+
+
+@pytest.fixture
+def sets(new_set):
+    rng = np.random.default_rng(3)
+    forget, retain = rng.integers(4, 30, 22), rng.integers(4, 30, 35)
+    return {
+        "forget": new_set(forget, [n // 2 for n in forget], 1),
+        "retain": new_set(retain, [n // 2 for n in retain], 2),
+    }
+
+
+def paired(sets, **options):
+    return PairedBatches(sets, **{"batch_size": 8, "seed": 0, "length": 64, **options})
+
+
+def seen(batch):
+    return np.sort(batch.example[batch.example >= 0])
+
+
+def test_an_epoch_shows_each_anchor_example_once_and_its_last_batch_is_short(sets):
+    batches = paired(sets).plan(6)
+    assert batches.steps_per_epoch == 3
+    for epoch in range(2):
+        shown = [seen(batches.at(3 * epoch + k)[0]["forget"]) for k in range(3)]
+        assert [len(part) for part in shown] == [8, 8, 6]
+        np.testing.assert_array_equal(np.sort(np.concatenate(shown)), np.arange(22))
+
+
+def test_every_role_gives_as_many_examples_as_the_anchor(sets):
+    batches = paired(sets).plan(6)
+    for step in range(6):
+        made, _ = batches.at(step)
+        assert len(seen(made["retain"])) == len(seen(made["forget"]))
+
+
+def test_cyclic_pairing_shows_retain_examples_equally_often(sets):
+    batches = paired(sets)
+    steps = 35 * batches.steps_per_epoch  # 35 epochs of 22 are 22 rounds of 35
+    drawn = np.concatenate([batches.examples(step)["retain"] for step in range(steps)])
+    np.testing.assert_array_equal(np.bincount(drawn), np.full(35, 22))
+    for round_ in np.split(drawn, 22):
+        np.testing.assert_array_equal(np.sort(round_), np.arange(35))
+    part = np.bincount(drawn[:100], minlength=35)
+    assert part.max() - part.min() <= 1
+
+
+def test_a_batch_larger_than_a_set_goes_round_it(new_set, sets):
+    tiny = {"forget": sets["forget"], "retain": new_set([5, 6, 7], [1, 1, 1])}
+    batches = paired(tiny).plan(3)
+    counts = np.bincount(seen(batches.at(0)[0]["retain"]), minlength=3)
+    assert counts.sum() == 8 and counts.max() - counts.min() <= 1
+
+
+def equal(left, right):
+    for role in left[0]:
+        for name in ("tokens", "targets", "segments", "positions", "mask", "example"):
+            np.testing.assert_array_equal(
+                getattr(left[0][role], name), getattr(right[0][role], name)
+            )
+        for name, column in left[1][role].items():
+            np.testing.assert_array_equal(column, right[1][role][name])
+
+
+def test_a_step_is_the_same_in_whatever_order_and_object_it_is_asked_for(sets):
+    first, second = paired(sets).plan(9), paired(sets).plan(9)
+    forward = [first.at(step) for step in range(9)]
+    order.cache_clear()
+    for step in (7, 2, 8, 0, 5):
+        equal(second.at(step), forward[step])
+
+
+def test_a_longer_plan_or_more_rows_never_change_what_a_step_sees(sets):
+    short, wide = paired(sets).plan(3), paired(sets, row_multiple=8).plan(9)
+    for step in range(3):
+        left, right = short.at(step)[0], wide.at(step)[0]
+        for role in left:
+            rows = left[role].tokens.shape[0]
+            np.testing.assert_array_equal(left[role].tokens, right[role].tokens[:rows])
+            assert not right[role].mask[rows:].any()
+    assert all(shape.rows % 8 == 0 for shape in wide.shapes.values())
+    assert short.fingerprint == wide.fingerprint
+
+
+def test_shapes_are_fixed_over_the_plan_and_columns_follow(sets):
+    batches = paired(sets).plan(12)
+    shapes = set()
+    for step in range(12):
+        made, columns = batches.at(step)
+        for role, batch in made.items():
+            assert columns[role]["logp"].shape == (len(batch.tokens), batch.max_targets)
+            shapes.add((role, batch.tokens.shape, batch.example.shape, batch.max_targets))
+    assert len(shapes) == 2
+
+
+def test_fingerprint_is_of_the_order_of_the_data(sets):
+    base = paired(sets).fingerprint
+    changed = replace(sets["retain"], fingerprint="other")
+    others = [
+        paired(sets, seed=1),
+        paired(sets, batch_size=7),
+        paired(sets, anchor="retain"),
+        paired({**sets, "retain": changed}),
+        paired({"forget": sets["forget"]}),
+    ]
+    assert len({base, *(each.fingerprint for each in others)}) == 6
+    assert base == paired(sets, length=128, row_multiple=4).fingerprint
+
+
+def test_orders_differ_by_role_epoch_and_seed_and_are_pinned():
+    np.testing.assert_array_equal(np.sort(order(0, "forget", 0, 50)), np.arange(50))
+    distinct = {
+        tuple(order(seed, role, epoch, 50).tolist())
+        for seed in (0, 1)
+        for role in ("forget", "retain")
+        for epoch in (0, 1)
+    }
+    assert len(distinct) == 8
+    assert order(0, "forget", 0, 8).tolist() == [6, 1, 7, 4, 0, 3, 2, 5]
+
+
+def test_bad_sets_are_refused(sets, new_set):
+    with pytest.raises(UserError, match="the retain set is empty"):
+        paired({**sets, "retain": new_set([], [])})
+    with pytest.raises(UserError, match="no set for the role 'forget'"):
+        paired({"a": sets["forget"], "b": sets["retain"]})
+    with pytest.raises(UserError, match="row 4 of the retain set has .* packed length 8"):
+        paired({"forget": new_set([5], [1]), "retain": new_set([9], [1], rows=[4])}, length=8)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        paired(sets, batch_size=0)
+    with pytest.raises(UserError, match="pairing: Allowed: cyclic"):
+        paired(sets, pairing="nearest")
+    assert paired({"train": sets["forget"]}).anchor == "train"
+    with pytest.raises(ValueError, match="call plan"):
+        paired(sets).at(0)
+
+
+def test_planning_forty_thousand_examples_takes_seconds_at_most(new_set):
+    sizes = np.clip(np.random.default_rng(0).normal(56, 15, 40_000).astype(int), 15, 136)
+    batches = paired({"train": new_set(sizes, sizes // 2)}, batch_size=32, length=512)
+    begin = time.perf_counter()
+    batches.plan(batches.steps_per_epoch)
+    assert time.perf_counter() - begin < 5  # about 0.3 s on an idle machine
+
+
+def test_prefetch_gives_results_in_order_from_another_thread():
+    calls = []
+
+    def fn(step):
+        calls.append(threading.current_thread())
+        return step * step
+
+    assert list(prefetch(fn, 3, 9)) == [9, 16, 25, 36, 49, 64]
+    assert list(prefetch(fn, 3, 3)) == []
+    assert threading.main_thread() not in calls
+
+
+def test_prefetch_stays_at_most_depth_ahead():
+    begun = []
+    stream = prefetch(lambda step: begun.append(step) or step, 0, 100, depth=2)
+    assert next(stream) == 0
+    time.sleep(0.05)
+    assert max(begun) <= 2
+    stream.close()
+
+
+def test_prefetch_raises_where_the_result_would_have_come_and_closes():
+    def fn(step):
+        if step == 2:
+            raise UserError("step two")
+        return step
+
+    stream = prefetch(fn, 0, 50)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(UserError, match="step two"):
+        next(stream)
+    before = threading.active_count()
+    half = prefetch(lambda step: step, 0, 1000)
+    next(half)
+    half.close()
+    assert threading.active_count() <= before
