@@ -4,14 +4,14 @@ import functools
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from jaxforget.data.pack import Columns, assign, pack, refuse_longer, target_slots
+from jaxforget.data.pack import Columns, assign, choose_length, pack, refuse_longer, target_slots
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import TokenBatch
@@ -39,7 +39,7 @@ class PairedBatches:
       sets: by role, e.g. {"forget": ..., "retain": ...}.
       batch_size: examples of each role and step, >= 1.
       seed: of all orders.
-      length: tokens of a packed row.
+      length: tokens of a packed row; None: `plan` chooses it by `choose_length`.
       row_multiple: rows of each role are a multiple of this (shards x micro-batches). Neither it
         nor `length` changes which examples a step sees.
       pairing: "cyclic", as above.
@@ -50,7 +50,7 @@ class PairedBatches:
     sets: Mapping[str, TokenisedSet]
     batch_size: int
     seed: int
-    length: int
+    length: int | None = None
     row_multiple: int = 1
     pairing: Literal["cyclic"] = "cyclic"
     anchor: str | None = None
@@ -73,7 +73,8 @@ class PairedBatches:
         for role, tokenised in self.sets.items():
             if not len(tokenised):
                 raise UserError(f"the {role} set is empty")
-            refuse_longer(tokenised, self.length, f"the {role} set")
+            if self.length is not None:
+                refuse_longer(tokenised, self.length, f"the {role} set")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -114,28 +115,22 @@ class PairedBatches:
         return drawn
 
     def plan(self, steps: int) -> "PairedBatches":
-        """These batches with shapes that fit every step below `steps`.
+        """These batches with a length and shapes that fit every step below `steps` >= 1.
 
         Rows are the most that any planned step needs, rounded up to `row_multiple`. Only lengths
-        are looked at, so planning is fast. More steps never change what a step sees, only the
-        number of empty rows.
+        are looked at, so planning is fast. More steps never change which examples a step sees.
         """
-        shapes = {}
         drawn = [self.examples(step) for step in range(steps)]
-        for role, tokenised in self.sets.items():
-            rows = segments = targets = 1
-            counts = tokenised.label_counts.tolist()
-            for each in drawn:
-                chosen = each[role]
-                groups = assign(tokenised.lengths[chosen], self.length)
-                ids = chosen.tolist()
-                rows = max(rows, len(groups))
-                for group in groups:
-                    segments = max(segments, len(group))
-                    targets = max(targets, sum(counts[ids[item]] for item in group))
-            rows = math.ceil(rows / self.row_multiple) * self.row_multiple
-            shapes[role] = Shape(rows, segments, target_slots(targets, self.length))
-        return replace(self, shapes=shapes)
+        by_role = {role: [each[role] for each in drawn] for role in self.sets}
+        length = self.length or choose_length(
+            [[self.sets[role].lengths[ids] for ids in by_role[role]] for role in self.sets],
+            row_multiple=self.row_multiple,
+        )
+        shapes = {
+            role: _shape(tokenised, by_role[role], length, self.row_multiple)
+            for role, tokenised in self.sets.items()
+        }
+        return replace(self, length=length, shapes=shapes)
 
     def at(self, step: int) -> tuple[dict[str, TokenBatch], dict[str, Columns]]:
         """Batches of `step`, and the columns of each role's set in the same slots.
@@ -148,7 +143,7 @@ class PairedBatches:
         Raises:
           ValueError: not planned, or the step lies beyond the plan and does not fit it.
         """
-        if self.shapes is None:
+        if self.shapes is None or self.length is None:
             raise ValueError("call plan(steps) first: it fixes the shapes")
         batches, columns = {}, {}
         for role, chosen in self.examples(step).items():
@@ -162,6 +157,21 @@ class PairedBatches:
                 max_targets=shape.targets,
             )
         return batches, columns
+
+
+def _shape(
+    tokenised: TokenisedSet, drawn: Sequence[np.ndarray], length: int, row_multiple: int
+) -> Shape:
+    rows = segments = targets = 1
+    counts = tokenised.label_counts
+    for ids in drawn:
+        groups = assign(tokenised.lengths[ids], length)
+        labels = counts[ids].tolist()
+        rows = max(rows, len(groups))
+        segments = max(segments, *map(len, groups))
+        targets = max(targets, *(sum(labels[item] for item in group) for group in groups))
+    rows = math.ceil(rows / row_multiple) * row_multiple
+    return Shape(rows, segments, target_slots(targets, length))
 
 
 @functools.lru_cache(maxsize=16)

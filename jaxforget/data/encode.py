@@ -121,7 +121,7 @@ def _locate(spans: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[in
 def _reaches_over(text: Rendered, span: tuple[int, int], token: int, tokenizer: Any) -> bool:
     """Does the token before the answer hold white space of it, trimmed off the token's span?
 
-    Happens where an answer begins with a line break that merges with the punctuation before.
+    Happens where an answer begins with a space that merges with the characters before it.
     """
     begin, end = span
     if not text.text[text.start].isspace() or begin == end or text.text[end - 1].isspace():

@@ -4,7 +4,8 @@ Padding has segment 0 and mask 0. Its token id is 0, which no computation can se
 stays inside segments and losses inside the mask.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def assign(lengths: np.ndarray, length: int, max_segments: int | None = None) ->
     order = np.argsort(-lengths, kind="stable").tolist()
     sizes = lengths.tolist()
     rows: list[list[int]] = []
-    by_space: list[list[int]] = [[] for _ in range(length + 1)]
+    by_space: defaultdict[int, list[int]] = defaultdict(list)
     open_spaces = 0  # bit s is set where a row with s free places is open
     for item in order:
         size = sizes[item]
@@ -215,41 +216,44 @@ def refuse_longer(tokenised: TokenisedSet, length: int, name: str = "this set") 
 
 
 def choose_length(
-    sets: Mapping[str, TokenisedSet],
-    batch_size: int,
-    *,
-    row_multiple: int = 1,
-    limit: int = 2048,
+    draws: Sequence[Sequence[np.ndarray]], *, row_multiple: int = 1, limit: int = 2048
 ) -> int:
-    """Length of packed rows that leaves little of a training batch empty.
+    """Length of packed rows that leaves little of training batches empty.
 
-    Every multiple of 64 from the longest example up to `limit` (or to where one row would hold a
-    whole batch) is tried on sampled batches. Its cost is the places a step computes, rows x
-    length with rows as `PairedBatches` would fix them, times (1 + length / 4096) for attention,
-    whose work per token grows with the row. The cheapest, then the shortest, wins.
+    Every multiple of 64 from the longest example up to `limit` (or to where `row_multiple` rows
+    hold any batch) is a candidate. Its cost is the places a step computes, rows x length with
+    rows enough for every step, times (1 + length / 4096) for attention, whose work per token
+    grows with the row. The cheapest, then the shortest, wins.
 
     Args:
-      sets: by role.
-      batch_size: examples of each role and step.
+      draws: for each role the lengths of the examples of each step, integers `[k]`.
       row_multiple: rows of each role are a multiple of this.
       limit: longest row considered, unless an example is longer.
     Returns:
       A multiple of 64 that fits every example.
     """
-    shortest = _round_up(max(int(each.lengths.max()) for each in sets.values()), _MULTIPLE)
-    rng = np.random.default_rng(0)
-    samples = [
-        [each.lengths[rng.integers(len(each), size=batch_size)] for _ in range(32)]
-        for each in sets.values()
-    ]
-    whole = max(int(sample.sum()) for role in samples for sample in role)
-    last = max(shortest, min(limit, _round_up(-(-whole // row_multiple), _MULTIPLE)))
+    longest = max(int(sizes.max()) for role in draws for sizes in role)
+    totals = [max(int(sizes.sum()) for sizes in role) for role in draws]
+    shortest = _round_up(longest, _MULTIPLE)
+    roomy = _round_up(-(-max(totals) // row_multiple) + longest, _MULTIPLE)
 
-    def cost(length: int) -> float:
-        most = (max(rows_needed(sample, length) for sample in role) for role in samples)
-        return sum(_round_up(rows, row_multiple) for rows in most) * length * (1 + length / 4096)
+    def cost(length: int, most: Iterable[int]) -> float:
+        rows = sum(_round_up(max(each, 1), row_multiple) for each in most)
+        return rows * length * (1 + length / 4096)
 
-    return min(range(shortest, last + 1, _MULTIPLE), key=cost)
+    # no packing beats the sum of lengths: candidates come by that bound, and most need no packing
+    bounds = {
+        length: cost(length, (-(-total // length) for total in totals))
+        for length in range(shortest, max(shortest, min(limit, roomy)) + 1, _MULTIPLE)
+    }
+    best, least = shortest, np.inf
+    for length in sorted(bounds, key=lambda length: (bounds[length], length)):
+        if bounds[length] >= least:
+            break
+        most = (max(rows_needed(sizes, length) for sizes in role) for role in draws)
+        if (found := cost(length, most)) < least:
+            best, least = length, found
+    return best
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -23,6 +23,7 @@ _FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+_READERS = ("auto", "json", "parquet", "text", "lines", "hub")
 
 type Row = Mapping[str, Any]
 
@@ -89,6 +90,8 @@ def _kind(source: DataSource, file: pathlib.Path) -> str:
     known = _FORMATS.get(suffixes[-1].lower()) if suffixes else None
     looks_hub = known is None and not file.exists() and not source.path.endswith(".gz")
     kind = source.format
+    if kind not in _READERS:
+        raise UserError(f"{source.path}: format is {kind!r}. {did_you_mean(kind, _READERS)}")
     if kind == "auto":
         kind = "hub" if looks_hub and _is_dataset_id(source.path) else known
     if kind == "hub":

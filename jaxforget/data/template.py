@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from jaxforget.data.records import Record
-from jaxforget.engine.errors import UserError
+from jaxforget.engine.errors import UserError, did_you_mean
 
 # a clock in a chat template would make every day's tokens differ
 _FIXED_DATE = {"date_string": "26 Jul 2024"}
+_KINDS = ("plain", "chat", "none")
 _PROBE = "\u2045answer\u2046"
 
 
@@ -30,8 +31,8 @@ class Template:
         chat template; "none": prompt + answer, verbatim.
       question_tag: stands before the prompt ("plain").
       answer_tag: stands between prompt and answer ("plain").
-      end: the end-of-sequence token is appended and is a target ("plain" and "none"; a chat
-        template ends the turn itself).
+      end: the end-of-sequence token is appended and is a target; a chat template ends the turn
+        itself.
       system: system message ("chat"); None: none is given.
       variables: further variables of the chat template. `date_string` is set to a fixed day
         unless given, because some templates ask the clock.
@@ -68,8 +69,13 @@ def renderer(template: Template, tokenizer: Any) -> Callable[[Record], Rendered]
     Returns:
       Function of a record. It raises UserError where the chat template loses the answer.
     Raises:
-      UserError: kind "chat" without a chat template, or one that refuses such messages.
+      UserError: an unknown kind; "chat" without a chat template, or with one that refuses such
+        messages.
     """
+    if template.kind not in _KINDS:
+        raise UserError(
+            f"template.kind is {template.kind!r}. {did_you_mean(template.kind, _KINDS)}"
+        )
     if template.kind == "chat":
         return _chat_renderer(template, tokenizer)
 

@@ -7,6 +7,8 @@ import pathlib
 
 import jax
 
+from jaxforget.engine.errors import UserError
+
 log = logging.getLogger(__name__)
 
 # oneDNN matmuls make bfloat16 steps on such CPUs several times faster (see docs/performance.md)
@@ -48,3 +50,31 @@ def use_compile_cache(folder: str | pathlib.Path | None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def start_distributed() -> None:
+    """Join a multi-process run, before any device is touched.
+
+    Reads `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; on
+    clusters that JAX detects by itself set `JAXFORGET_DISTRIBUTED=1`. Otherwise one process.
+
+    Raises:
+      UserError: the variables are incomplete or the other processes cannot be reached.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = [name for name in names if name in os.environ]
+    if jax.distributed.is_initialized():
+        return
+    if not given:
+        if os.environ.get("JAXFORGET_DISTRIBUTED") == "1":
+            jax.distributed.initialize()
+        return
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise UserError(f"a multi-process run needs {', '.join(names)}; missing: {missing}")
+    try:
+        jax.distributed.initialize(
+            os.environ[names[0]], int(os.environ[names[1]]), int(os.environ[names[2]])
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error

@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.mesh import replicated
 from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.step import Step
 from jaxforget.engine.tree import Params
@@ -69,21 +71,18 @@ class Progress:
     metrics: Mapping[str, float]
 
 
-def compile_step(step: Step, state: State, mesh: Any, placed: Any) -> Callable[..., Any]:
+def compile_step(step: Step, mesh: Mesh, placed: Any) -> Callable[..., Any]:
     """`jax.jit` of a step: state donated, its sharding kept, metrics replicated.
 
     Args:
       step: pure function.
-      state: concrete or abstract, only for its structure.
       mesh: of the run.
       placed: shardings of the state.
     """
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    del state
     return jax.jit(
         step,
         donate_argnums=0,
-        out_shardings=(placed, whole),
+        out_shardings=(placed, replicated(mesh)),
         compiler_options=compiler_options(),
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxforget_kernels import linear_cross_entropy
 
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.tree import Params, unflatten
@@ -179,8 +180,6 @@ def score(
     Returns:
       See `Scores`; `hidden` and `head` are always filled (nobody pays for what nobody reads).
     """
-    from jaxforget_kernels import linear_cross_entropy
-
     hidden = hidden_states(params, batch.tokens, batch.segments, batch.positions, cfg, compute)
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:

@@ -232,7 +232,8 @@ TABLES = {
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,
 }
-HEADS = ("lm_head.", "embed_out.")
+HEADS = ("lm_head.", "embed_out.")  # outside the base model, so without its prefix
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 
 # stored by older versions of transformers, computed by newer ones
 BUFFERS = (

@@ -11,37 +11,20 @@ _TEXT = [
     "Paris Paris Paris is the capital of France, the capital is Paris.",
     "你好 世界 naïve café crème — “quoted” 😀 😀 a\u2028b",
 ] * 8
-# punctuation swallows the line breaks after it, as in the tokenizers of Llama 3 and Qwen
-_SPLIT = r"\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\p{N}|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
     "{% endfor %}"
 )
 
 
-def make_tokenizer(*, swallow=False, trim=True, bos=False, eos="<eos>", chat_template=CHAT):
+def make_tokenizer(*, superword=False, trim=True, bos=False, eos="<eos>", chat_template=CHAT):
     """A byte-level BPE tokenizer of a few hundred entries; the options are its habits."""
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.BPE())
-    if swallow:
-        inner.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    else:
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # without the usual split at spaces, tokens may end in white space and span words
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not superword)
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.ByteLevel(trim_offsets=trim)
     trainer = trainers.BpeTrainer(

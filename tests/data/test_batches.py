@@ -102,6 +102,12 @@ def test_shapes_are_fixed_over_the_plan_and_columns_follow(sets):
     assert len(shapes) == 2
 
 
+def test_a_length_is_chosen_where_none_is_given(sets):
+    batches = paired(sets, length=None).plan(6)
+    assert batches.length % 64 == 0 and batches.at(5)[0]["retain"].tokens.shape[1] == batches.length
+    assert batches.fingerprint == paired(sets).fingerprint
+
+
 def test_fingerprint_is_of_the_order_of_the_data(sets):
     base = paired(sets).fingerprint
     changed = replace(sets["retain"], fingerprint="other")

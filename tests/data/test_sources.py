@@ -138,6 +138,7 @@ def test_bad_content_is_refused_by_place(write, content, message):
         ({"columns": {"answer": "anser"}}, "columns.answer is 'anser'. Did you mean 'answer'"),
         ({"columns": {"anser": "answer"}}, "columns.anser: Did you mean 'answer'"),
         ({"columns": {"text": "answer", "prompt": "question"}}, "`text` stands alone"),
+        ({"format": "jsonl"}, "format is 'jsonl'. Did you mean 'json'"),
         ({"name": "forget10"}, "`name` and `split` are for Hugging Face"),
         ({"split": "test"}, "`name` and `split` are for Hugging Face"),
     ],

@@ -85,6 +85,11 @@ def test_unusable_chat_templates_are_refused(new_tokenizer, chat_template, syste
         renderer(Template(kind="chat", system=system), tokenizer)
 
 
+def test_an_unknown_kind_is_refused(tokenizer):
+    with pytest.raises(UserError, match="template.kind is 'chatml'. Did you mean 'chat'"):
+        renderer(Template(kind="chatml"), tokenizer)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_chat_template_that_changes_the_answer_is_refused_by_row(new_tokenizer):
     tokenizer = new_tokenizer(chat_template=UPPER.replace("m.content | upper", "m.content[:9]"))
     with pytest.raises(UserError, match="row 3 of a.json.*cannot be located"):

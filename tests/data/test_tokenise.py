@@ -57,7 +57,7 @@ def tokenizer_with(new_tokenizer, **habits):
     return _HABITS[key]
 
 
-@pytest.mark.parametrize("swallow", [False, True])
+@pytest.mark.parametrize("superword", [False, True])
 @pytest.mark.parametrize("trim", [False, True])
 @settings(
     max_examples=150,
@@ -67,9 +67,9 @@ def tokenizer_with(new_tokenizer, **habits):
 )
 @given(prompt=_TEXTS, answer=_TEXTS)
 def test_labels_begin_at_the_token_that_holds_the_answers_first_byte(
-    new_tokenizer, trim, swallow, prompt, answer
+    new_tokenizer, trim, superword, prompt, answer
 ):
-    tokenizer = tokenizer_with(new_tokenizer, trim=trim, swallow=swallow)
+    tokenizer = tokenizer_with(new_tokenizer, trim=trim, superword=superword)
     made = tokenise([record(prompt, answer)], tokenizer, NONE, max_length=500)
     ids, first = example(made)
     whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
@@ -93,11 +93,35 @@ def test_the_prompts_own_tokens_need_not_be_a_prefix(tokenizer):
     assert tokenizer.decode(ids[:first]) + tokenizer.decode(ids[first:]) == "unbelievable<eos>"
 
 
-def test_a_line_break_of_the_answer_merged_into_the_prompts_last_token_is_labelled(new_tokenizer):
-    tokenizer = tokenizer_with(new_tokenizer, trim=True, swallow=True)
-    made = tokenise([record("yes:", "\n\n- no")], tokenizer, NONE, max_length=100)
+def test_a_space_of_the_answer_merged_into_the_prompts_last_token_is_labelled(new_tokenizer):
+    tokenizer = tokenizer_with(new_tokenizer, trim=True, superword=True)
+    made = tokenise([record("Answer:", " ünï")], tokenizer, NONE, max_length=100)
     ids, first = example(made)
-    assert tokenizer.decode(ids[first : first + 1]) == ":\n\n"
+    assert tokenizer.decode(ids[first : first + 1]).endswith(": ")
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+@pytest.mark.parametrize("prompt", ["Where is it?", "in the capital", "ünï"])
+@pytest.mark.parametrize("answer", ["Paris is", " Paris", "\nParis", "世界 Paris"])
+def test_boundary_is_exact_with_marked_spaces_and_byte_fallback(scheme, prompt, answer):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<unk>", "<eos>", *bytes_], show_progress=False
+    )
+    inner.train_from_iterator(["Paris is the capital. Where is it? in the"] * 9, trainer)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence(steps)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+    ids, first = example(tokenise([record(prompt, answer)], tokenizer, PLAIN, max_length=99))
+    before = tokenizer.decode(ids[:first])
+    after = tokenizer.decode(ids[first:])
+    assert after.removesuffix("<eos>").lstrip(" ") == answer.lstrip(" ")
+    assert before.lstrip(" ").rstrip(" ") == f"Question: {prompt}\nAnswer:"
 
 
 def test_bos_is_put_first_where_the_tokenizer_does_so(new_tokenizer):
@@ -207,7 +231,7 @@ def test_fingerprint_changes_with_text_template_and_tokenizer_only(new_tokenizer
     tokenizer(["a", "b c"], max_length=1, truncation=True)
     assert mark() == mark(with_tokenizer=new_tokenizer())
     others = [mark("a c"), mark(template=Template(kind="none", system="s"))]
-    others.append(mark(with_tokenizer=tokenizer_with(new_tokenizer, swallow=True)))
+    others.append(mark(with_tokenizer=tokenizer_with(new_tokenizer, superword=True)))
     assert len({mark(), *others}) == 4
     assert tokenizer_identity(tokenizer) != tokenizer_identity(new_tokenizer(chat_template="x"))
 

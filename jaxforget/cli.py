@@ -1,0 +1,232 @@
+"""The command line: parse, call a study, print. Heavy imports wait until a command needs them."""
+
+import contextlib
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make language models forget on purpose, and measure what they keep.",
+)
+
+Config = Annotated[pathlib.Path, typer.Argument(help="YAML configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides such as train.epochs=3 method.beta=0.2.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def unlearn(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a model forget one data set and keep another."""
+    with _errors(debug):
+        from jaxforget import config as configs
+        from jaxforget.studies import unlearn as study
+
+        settings = configs.load(configs.UnlearnConfig, config, overrides or ())
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            _print_result(study(settings, events), quiet, as_json)
+
+
+@app.command()
+def finetune(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a model a data set by maximum likelihood."""
+    with _errors(debug):
+        from jaxforget import config as configs
+        from jaxforget.studies import finetune as study
+
+        settings = configs.load(configs.FinetuneConfig, config, overrides or ())
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            _print_result(study(settings, events), quiet, as_json)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a model with the TOFU suite, without training."""
+    with _errors(debug):
+        from jaxforget import config as configs
+        from jaxforget.studies import evaluate as study
+
+        settings = configs.load(configs.EvaluateConfig, config, overrides or ())
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            _print_result(study(settings, events), quiet, as_json)
+
+
+@app.command()
+def quickstart(
+    run_dir: Annotated[pathlib.Path, typer.Option(help="Where to write.")] = pathlib.Path(
+        "runs/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of people, models and data order.")] = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a tiny model fictitious people, make it forget some, compare with an oracle."""
+    with _errors(debug):
+        from jaxforget.studies import quickstart as study
+
+        with _console(quiet or as_json) as events:
+            rows = study(run_dir, seed=seed, events=events)
+        if as_json:
+            typer.echo(json.dumps({"rows": rows}))
+        elif not quiet:
+            from jaxforget.report import terminal_table
+
+            _rich().print(terminal_table(rows))
+            _rich().print(f"report: {run_dir / 'report.html'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[pathlib.Path], typer.Argument(help="Run directories.")],
+    out: Annotated[pathlib.Path, typer.Option(help="HTML file.")] = pathlib.Path("report.html"),
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page that compares runs."""
+    with _errors(debug):
+        from jaxforget.report import write_report
+
+        write_report(runs, out)
+        typer.echo(str(out))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the unlearning methods: formula, source, what each needs."""
+    with _errors(False):
+        from jaxforget.methods import table
+
+        rows = table()
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        from rich.table import Table
+
+        view = Table(box=None, padding=(0, 2, 0, 0))
+        for column in rows[0]:
+            view.add_column(column)
+        for row in rows:
+            view.add_row(*row.values())
+        _rich().print(view)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Print devices, versions and memory, and say what is missing."""
+    with _errors(False):
+        from jaxforget.studies.doctor import diagnose
+
+        facts, warnings = diagnose()
+        if as_json:
+            typer.echo(json.dumps({**facts, "warnings": warnings}))
+            return
+        for key, value in facts.items():
+            typer.echo(f"{key:<22} {value}")
+        for warning in warnings:
+            typer.echo(f"! {warning}")
+        if not warnings:
+            typer.echo("nothing is missing")
+
+
+def main() -> None:
+    """Entry point of the `jaxforget` command."""
+    app()
+
+
+@contextlib.contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """One clear message and exit code 2 for what a user can mend; no traceback unless asked."""
+    from jaxforget.engine.errors import UserError
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        yield
+    except UserError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command again to resume", err=True)
+        raise typer.Exit(130) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        message = str(error).strip() or type(error).__name__
+        typer.echo(f"error: {type(error).__name__}: {message}\n(--debug shows where)", err=True)
+        raise typer.Exit(1) from None
+
+
+def _start_processes() -> None:
+    """Join the other processes of a multi-host run, where the environment describes one."""
+    from jaxforget.engine.runtime import start_distributed
+
+    start_distributed()
+
+
+@contextlib.contextmanager
+def _console(silent: bool) -> Iterator[Any]:
+    """Live progress on a terminal, plain lines elsewhere."""
+    from jaxforget.studies import Events
+
+    if silent:
+        yield Events()
+        return
+    from jaxforget.report.console import live
+
+    with live(_rich(stderr=True)) as events:
+        yield events
+
+
+def _print_result(result: Any, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"run_dir": str(result.run_dir.path), "metrics": result.metrics}))
+    elif not quiet:
+        for name, value in result.metrics.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            typer.echo(f"{name:<28} {shown}")
+        typer.echo(f"run directory: {result.run_dir.path}")
+
+
+def _rich(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, file=None if not stderr else sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The reference cache: scores of the starting model, computed once, before training.
+
+No second model is held in memory. What is kept per labelled target is its log-probability and,
+where a loss compares whole distributions, the final hidden state behind it.
+"""
+
+import hashlib
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxforget.data.sets import TokenisedSet
+from jaxforget.engine.tree import flatten
+from jaxforget.evals.teacher_forced import score_set
+from jaxforget.models.language_model import LanguageModel
+from jaxforget.studies.training import HIDDEN, LOGP
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(params: Mapping[str, Any], *identities: str) -> str:
+    """SHA-256 of every leaf (path, dtype, shape, bytes) and of further strings."""
+    digest = hashlib.sha256()
+    for path, leaf in flatten(params).items():
+        host = np.ascontiguousarray(np.asarray(leaf))
+        digest.update(f"{path} {host.dtype} {host.shape}\n".encode())
+        digest.update(host.view(np.uint8).data if host.size else b"")
+    for identity in identities:
+        digest.update(f"\n{identity}".encode())
+    return digest.hexdigest()
+
+
+def with_reference(
+    lm: LanguageModel,
+    sets: Mapping[str, TokenisedSet],
+    needs: Mapping[str, frozenset[str]],
+    *,
+    folder: pathlib.Path,
+    rows: int = 8,
+    put: Callable[[Any], Any] = jax.device_put,
+) -> dict[str, TokenisedSet]:
+    """The sets, those that a method compares with the starting model carrying its scores.
+
+    Args:
+      lm: the starting model.
+      sets: by role.
+      needs: by role, "logp" and/or "hidden".
+      folder: scores are kept here under a fingerprint of (parameters, compute, data), so a
+        resumed run reads them; damaged files are made again.
+      rows: packed rows scored at a time.
+      put: places a batch on the devices.
+    """
+    if not any(needs.values()):
+        return dict(sets)
+    model = fingerprint(lm.params, repr(lm.compute), repr(lm.config))
+    made = dict(sets)
+    for role, fields in needs.items():
+        if not fields:
+            continue
+        key = hashlib.sha256(f"{model} {sets[role].fingerprint} {sorted(fields)}".encode())
+        file = folder / f"reference-{key.hexdigest()[:32]}"
+        columns = _read(file, fields, int(sets[role].mask.sum()))
+        if columns is None:
+            log.info("scoring the %s set with the starting model", role)
+            columns = _score(lm, sets[role], "hidden" in fields, rows, put)
+            _write(file, columns)
+        made[role] = sets[role].with_columns(**columns)
+    return made
+
+
+def _score(
+    lm: LanguageModel, tokenised: TokenisedSet, hidden: bool, rows: int, put: Callable[[Any], Any]
+) -> dict[str, np.ndarray]:
+    table = score_set(lm.score, lm.params, tokenised, rows=rows, hidden=hidden, put=put)
+    columns = {LOGP: table.logp}
+    if hidden:
+        assert table.hidden is not None
+        columns[HIDDEN] = table.hidden
+    return columns
+
+
+def _names(fields: frozenset[str]) -> list[str]:
+    return [LOGP, HIDDEN] if "hidden" in fields else [LOGP]
+
+
+def _read(
+    folder: pathlib.Path, fields: frozenset[str], count: int
+) -> dict[str, np.ndarray] | None:
+    columns = {}
+    for name in _names(fields):
+        try:
+            # mapped, not read: the hidden states of a large set may exceed memory
+            columns[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        if len(columns[name]) != count:
+            return None
+    return columns
+
+
+def _write(folder: pathlib.Path, columns: Mapping[str, np.ndarray]) -> None:
+    if jax.process_index() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in columns.items():
+        part = folder / f"{name}.part.npy"
+        np.save(part, values, allow_pickle=False)
+        part.replace(folder / f"{name}.npy")

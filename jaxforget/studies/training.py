@@ -1,0 +1,218 @@
+"""From a loaded model and tokenised sets to trained parameters: what every training study shares."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxforget.config import LoraConfig, TrainConfig
+from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.sets import TokenisedSet
+from jaxforget.engine import mesh as meshes
+from jaxforget.engine.checkpoint import Checkpoints
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxforget.engine.run_dir import MetricsStream, RunDirectory
+from jaxforget.engine.state import init_state
+from jaxforget.engine.train import Cadence, Inputs, Progress, compile_step, train
+from jaxforget.engine.tree import Params, flatten, matches, merge, split
+from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores
+from jaxforget.loops import plain
+from jaxforget.methods import Method
+from jaxforget.models.language_model import LanguageModel
+from jaxforget.models.lora import init_lora
+
+log = logging.getLogger(__name__)
+
+LOGP, HIDDEN = "reference_logp", "reference_hidden"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves.
+
+    Attributes:
+      params: all leaves, on the devices; adapters beside their weights where LoRA was used.
+      steps: taken in all.
+      tokens_per_second, step_ms: medians over logged intervals of this process, without the
+        first (which compiles); None where no step was taken.
+    """
+
+    params: Params
+    steps: int
+    tokens_per_second: float | None
+    step_ms: float | None
+
+
+def divide(lm: LanguageModel, lora: LoraConfig | None, settings: TrainConfig) -> tuple[Params, Params]:
+    """(trained leaves, frozen leaves) as the configuration asks.
+
+    Raises:
+      UserError: nothing would be trained.
+    """
+    if lora is not None:
+        if settings.trainable is not None:
+            raise UserError("train.trainable and lora exclude each other; set one of them")
+        trained, extra = init_lora(
+            jax.random.key(settings.seed),
+            lm.params,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            targets=lora.targets,
+        )
+        return trained, merge(lm.params, extra)
+    trained, frozen = split(lm.params, matches(settings.trainable or ""))
+    if not trained:
+        raise UserError(
+            f"train.trainable {settings.trainable!r} matches no parameter. Paths: "
+            f"{', '.join(flatten(lm.params))}."
+        )
+    return trained, frozen
+
+
+def plan_batches(
+    sets: Mapping[str, TokenisedSet], settings: TrainConfig, mesh: Mesh
+) -> tuple[PairedBatches, int]:
+    """Batches of fixed shape for the whole run, and the number of steps."""
+    multiple = meshes.row_shards(mesh) * settings.accumulate
+    batches = PairedBatches(
+        sets, settings.batch_size, settings.seed, settings.row_length, multiple
+    )
+    steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
+    return batches.plan(steps), steps
+
+
+def train_model(
+    lm: LanguageModel,
+    sets: Mapping[str, TokenisedSet],
+    method: Method,
+    *,
+    run: RunDirectory,
+    settings: TrainConfig,
+    optimizer: OptimizerConfig,
+    lora: LoraConfig | None,
+    mesh: Mesh,
+    listen: Callable[[Progress], None] = lambda _: None,
+) -> Trained:
+    """Train, logging to and resuming from the run directory.
+
+    Args:
+      lm: starting point; its parameters stay as they are.
+      sets: by role, with the reference columns the method needs.
+      method: objective and combiner.
+      run: directory for metrics and checkpoints.
+      settings, optimizer, lora: see the configuration.
+      mesh: of the run.
+      listen: told of every logged step.
+    """
+    batches, steps = plan_batches(sets, settings, mesh)
+    trained, frozen = divide(lm, lora, settings)
+    frozen = meshes.put(frozen, meshes.shardings(frozen, mesh))
+    heads = _reference_heads(lm, method, mesh)
+    transform = make_optimizer(optimizer, steps)
+    # donation would invalidate the caller's arrays, so the state starts from copies
+    state = init_state(jax.tree.map(np.array, trained), transform, method.combiner, seed=settings.seed)
+    placed = meshes.shardings(state, mesh)
+    state = meshes.put(state, placed)
+    step = plain(
+        lm.score, method.objective, method.combiner, transform, accumulate=settings.accumulate
+    )
+    compiled = compile_step(step, mesh, placed)
+    cadence = Cadence(steps, settings.log_every, settings.save_every, settings.max_skipped)
+    identity = {"fingerprint": batches.fingerprint, "steps": steps}
+    with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
+        restored = checkpoints.restore(state)
+        start = 0
+        if restored is not None:
+            _check_same(restored.data, identity, run)
+            state, start = restored.state, restored.step
+            log.info("resuming after step %d of %d", start, steps)
+        stream, watch = MetricsStream(run, resume_step=start), _Watch(listen)
+        watch.attach(stream, make_schedule(optimizer, steps))
+        inputs = _inputs(batches, heads, mesh, start, steps)
+        try:
+            state = train(
+                compiled,
+                state,
+                frozen,
+                inputs,
+                cadence,
+                start=start,
+                checkpoints=checkpoints,
+                data=identity,
+                listen=watch,
+            )
+        finally:
+            inputs.close()
+            stream.close()
+    return Trained(merge(frozen, state.params), steps, *watch.medians())
+
+
+def _check_same(saved: Mapping[str, Any], identity: Mapping[str, Any], run: RunDirectory) -> None:
+    for key, what in (("fingerprint", "data, tokenizer or seed"), ("steps", "number of steps")):
+        if saved.get(key) != identity[key]:
+            raise UserError(
+                f"{run.path}: its checkpoint was made with another {what} "
+                f"({saved.get(key)!r:.40} -> {identity[key]!r:.40}); choose another run_dir"
+            )
+
+
+def _reference_heads(lm: LanguageModel, method: Method, mesh: Mesh) -> dict[str, Head]:
+    """Copies of the starting output projection, for the roles whose distributions are compared."""
+    roles = [role for role, fields in method.reference.items() if "hidden" in fields]
+    if not roles:
+        return {}
+    head = lm.head(lm.params)
+    copied = jax.tree.map(np.array, head)
+    placed = meshes.put(copied, meshes.shardings(copied, mesh, (("weight$", jax.P("tensor", "fsdp")),)))
+    return dict.fromkeys(roles, placed)
+
+
+def _inputs(
+    batches: PairedBatches, heads: Mapping[str, Head], mesh: Mesh, start: int, stop: int
+) -> Any:
+    """Device-ready inputs of every step, prepared one thread ahead."""
+
+    def prepare(step: int) -> Inputs:
+        rows, columns = batches.at(step)
+        tokens = sum(int(np.count_nonzero(batch.segments)) for batch in rows.values())
+        on_device: Batches = {role: meshes.put_rows(batch, mesh) for role, batch in rows.items()}
+        reference: Reference = {}
+        for role, named in columns.items():
+            if LOGP in named:
+                placed = meshes.put_rows(dict(named), mesh)
+                reference[role] = ReferenceScores(
+                    logp=placed[LOGP], hidden=placed.get(HIDDEN), head=heads.get(role)
+                )
+        return Inputs(on_device, reference, tokens)
+
+    return prefetch(prepare, start, stop)
+
+
+class _Watch:
+    """Passes progress on, to the metrics file and the listener, and remembers the pace."""
+
+    def __init__(self, listen: Callable[[Progress], None]) -> None:
+        self._listen, self._pace = listen, []
+
+    def attach(self, stream: MetricsStream, schedule: Callable[[Any], Any]) -> None:
+        self._stream, self._schedule = stream, schedule
+
+    def __call__(self, progress: Progress) -> None:
+        rate = float(self._schedule(progress.step - 1))
+        row = {**progress.metrics, "learning_rate": rate}
+        self._stream.write(progress.step, row)
+        self._pace.append((row["tokens_per_second"], row["step_ms"]))
+        self._listen(Progress(progress.step, progress.steps, row))
+
+    def medians(self) -> tuple[float | None, float | None]:
+        pace = self._pace[1:] or self._pace
+        if not pace:
+            return None, None
+        rates, times = zip(*pace, strict=True)
+        return float(np.median(rates)), float(np.median(times))
+

@@ -1,0 +1,9 @@
+"""Kernels of jaxforget, usable alone: they import jax and nothing else.
+
+Each operation has its folder: `reference.py` (the plain form), `xla.py` (the form that runs) and
+`api.py` (the public function).
+"""
+
+from jaxforget_kernels.cross_entropy.api import linear_cross_entropy
+
+__all__ = ["linear_cross_entropy"]

@@ -1,0 +1,1 @@
+"""Log-probabilities of targets straight from hidden states."""
