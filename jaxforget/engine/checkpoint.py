@@ -1,5 +1,6 @@
 """Checkpoints of the whole state through Orbax: asynchronous, atomic, movable between meshes."""
 
+import json
 import logging
 import pathlib
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxforget.engine.errors import UserError
@@ -82,7 +84,7 @@ class Checkpoints:
             state = jax.tree.map(jnp.copy, state)
         try:
             saved = self._orbax.save_checkpointables_async(
-                step, {"state": _by_path(state), "data": data}, force=True
+                step, {"state": _by_path(state), "data": {"json": json.dumps(data)}}, force=True
             )
         except OSError as error:
             raise UserError(f"cannot write checkpoint {step} in {self.folder}: {error}") from error
@@ -113,8 +115,8 @@ class Checkpoints:
             try:
                 state, data = self._read(step, like)
             except Exception as error:  # Orbax and tensorstore raise many kinds
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                reasons.append(f"step {step}: {reason[:300]}")
+                reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+                reasons.append(f"step {step}: {reason}")
                 log.warning(
                     "checkpoint %d cannot be read (%s); trying the one before", step, reason
                 )
@@ -132,9 +134,10 @@ class Checkpoints:
     def _read(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         paths, treedef = jax.tree_util.tree_flatten_with_path(like)
         abstract = {path_string(path): _abstract(leaf) for path, leaf in paths}
-        loaded = self._orbax.load_checkpointables(step, {"state": abstract, "data": None})
+        wanted = {"state": abstract, "data": {"json": ""}}
+        loaded = self._orbax.load_checkpointables(step, wanted)
         leaves = [loaded["state"][path_string(path)] for path, _ in paths]
-        return jax.tree_util.tree_unflatten(treedef, leaves), loaded["data"]
+        return jax.tree_util.tree_unflatten(treedef, leaves), json.loads(loaded["data"]["json"])
 
 
 def _by_path(state: State) -> dict[str, Any]:
@@ -143,5 +146,5 @@ def _by_path(state: State) -> dict[str, Any]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -15,8 +15,8 @@ from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import Combiner, Objective
 from jaxforget.objectives import (
     ObjectiveSpec,
-    gradient_ascent_objective,
     graddiff,
+    gradient_ascent_objective,
     npo_objective,
 )
 

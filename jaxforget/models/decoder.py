@@ -4,18 +4,21 @@ Layers are stacked on a leading axis and scanned, so that one compiled body serv
 what differs between layers (window, rotary table) is scanned beside their weights.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxforget_kernels import linear_cross_entropy
+from jax.sharding import AxisType
 
 from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.engine.mesh import AXES
 from jaxforget.engine.tree import Params, unflatten
 from jaxforget.engine.types import Head, Scores, TokenBatch, TokenStats
 from jaxforget.models import layers
 from jaxforget.models.config import DecoderConfig, param_shapes
+from jaxforget_kernels import linear_cross_entropy
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
@@ -106,7 +109,7 @@ def hidden_states(
     Returns:
       `[B, L, D]` in the compute dtype; finite but meaningless at padding.
     """
-    x = embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype))
+    x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
     everywhere = None if cfg.windowed else layers.attention_mask(positions, segments)
 
@@ -119,13 +122,28 @@ def hidden_states(
         def core(q: Array, k: Array, v: Array) -> tuple[Array, None]:
             return layers.attend(q, k, v, mask, cfg), None
 
-        return layers.block(layer, x, layers.select_rope(tables, extra["rope"]), core, cfg)
+        rope = layers.select_rope(tables, extra["rope"])
+        x, _ = layers.block(layer, x, rope, core, cfg)
+        return _by_rows(x), None
 
     with jax.named_scope("layers"):
         extras = layers.layer_extras(cfg)
         x, _ = jax.lax.scan(_remat(body, compute), x, (params["layers"], extras))
     with jax.named_scope("final_norm"):
         return layers.norm(x, params["final_norm"], cfg)
+
+
+def _by_rows(x: Array) -> Array:
+    """Keep activations divided by rows under the mesh in use.
+
+    Left alone the compiler spreads the width of the sharded embedding through the whole model and
+    gathers activations instead of weights.
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), AXES[:2]
+    usable = set(axes) <= set(mesh.axis_names) and set(mesh.axis_types) == {AxisType.Auto}
+    if not usable or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(axes))
 
 
 def _remat(body, compute: Compute):
@@ -199,7 +217,7 @@ def score(
             softcap=output.softcap,
             stats=stats,
         )
-    logp, about = answer if stats else (answer, None)
+    logp, about = answer if isinstance(answer, tuple) else (answer, None)
     return Scores(
         logp=jnp.where(mask != 0, logp, 0.0),
         mask=mask,

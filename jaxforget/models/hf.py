@@ -196,7 +196,9 @@ def _check_leaves(flat: Mapping[str, Any], cfg: DecoderConfig) -> None:
         raise UserError(f"parameter {path} is {state} a {cfg.family} model of this config")
     for path, shape in shapes.items():
         if tuple(flat[path].shape) != shape:
-            raise UserError(f"parameter {path} has shape {flat[path].shape}, config says {shape}")
+            raise UserError(
+                f"parameter {path} has shape {list(flat[path].shape)}, config says {list(shape)}"
+            )
 
 
 def _plan(

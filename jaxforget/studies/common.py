@@ -46,6 +46,9 @@ class Events:
     counted: Callable[[str, int, int], None] = lambda *_: None
 
 
+SILENT = Events()
+
+
 @dataclass(frozen=True)
 class Result:
     """What a study returns.

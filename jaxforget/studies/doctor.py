@@ -39,7 +39,9 @@ def _host_memory() -> int:
 def _warnings(backend: str) -> list[str]:
     warnings = []
     if backend == "cpu" and shutil.which("nvidia-smi"):
-        warnings.append("an NVIDIA GPU is present but JAX uses the CPU: pip install jaxforget[cuda]")
+        warnings.append(
+            "an NVIDIA GPU is present but JAX uses the CPU: pip install jaxforget[cuda]"
+        )
     if backend == "cpu" and os.path.exists("/dev/accel0"):
         warnings.append("a TPU is present but JAX uses the CPU: pip install jaxforget[tpu]")
     if shutil.disk_usage(".").free < 5 * _GIB:

@@ -87,9 +87,7 @@ def _names(fields: frozenset[str]) -> list[str]:
     return [LOGP, HIDDEN] if "hidden" in fields else [LOGP]
 
 
-def _read(
-    folder: pathlib.Path, fields: frozenset[str], count: int
-) -> dict[str, np.ndarray] | None:
+def _read(folder: pathlib.Path, fields: frozenset[str], count: int) -> dict[str, np.ndarray] | None:
     columns = {}
     for name in _names(fields):
         try:

@@ -1,4 +1,4 @@
-"""From a loaded model and tokenised sets to trained parameters: what every training study shares."""
+"""From a loaded model and tokenised sets to trained parameters, for every training study."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from jaxforget.engine.run_dir import MetricsStream, RunDirectory
 from jaxforget.engine.state import init_state
 from jaxforget.engine.train import Cadence, Inputs, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
-from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores
+from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores, State
 from jaxforget.loops import plain
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
@@ -48,7 +48,9 @@ class Trained:
     step_ms: float | None
 
 
-def divide(lm: LanguageModel, lora: LoraConfig | None, settings: TrainConfig) -> tuple[Params, Params]:
+def divide(
+    lm: LanguageModel, lora: LoraConfig | None, settings: TrainConfig
+) -> tuple[Params, Params]:
     """(trained leaves, frozen leaves) as the configuration asks.
 
     Raises:
@@ -79,9 +81,7 @@ def plan_batches(
 ) -> tuple[PairedBatches, int]:
     """Batches of fixed shape for the whole run, and the number of steps."""
     multiple = meshes.row_shards(mesh) * settings.accumulate
-    batches = PairedBatches(
-        sets, settings.batch_size, settings.seed, settings.row_length, multiple
-    )
+    batches = PairedBatches(sets, settings.batch_size, settings.seed, settings.row_length, multiple)
     steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
     return batches.plan(steps), steps
 
@@ -114,10 +114,14 @@ def train_model(
     frozen = meshes.put(frozen, meshes.shardings(frozen, mesh))
     heads = _reference_heads(lm, method, mesh)
     transform = make_optimizer(optimizer, steps)
-    # donation would invalidate the caller's arrays, so the state starts from copies
-    state = init_state(jax.tree.map(np.array, trained), transform, method.combiner, seed=settings.seed)
-    placed = meshes.shardings(state, mesh)
-    state = meshes.put(state, placed)
+
+    def begin(params: Params) -> State:
+        return init_state(params, transform, method.combiner, seed=settings.seed)
+
+    placed = meshes.shardings(jax.eval_shape(begin, trained), mesh)
+    # copied: the state is donated, the caller's arrays must survive
+    copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
+    state = jax.jit(begin, out_shardings=placed)(copies)
     step = plain(
         lm.score, method.objective, method.combiner, transform, accumulate=settings.accumulate
     )
@@ -168,7 +172,9 @@ def _reference_heads(lm: LanguageModel, method: Method, mesh: Mesh) -> dict[str,
         return {}
     head = lm.head(lm.params)
     copied = jax.tree.map(np.array, head)
-    placed = meshes.put(copied, meshes.shardings(copied, mesh, (("weight$", jax.P("tensor", "fsdp")),)))
+    placed = meshes.put(
+        copied, meshes.shardings(copied, mesh, (("weight$", jax.P("tensor", "fsdp")),))
+    )
     return dict.fromkeys(roles, placed)
 
 
@@ -215,4 +221,3 @@ class _Watch:
             return None, None
         rates, times = zip(*pace, strict=True)
         return float(np.median(rates)), float(np.median(times))
-

@@ -20,6 +20,7 @@ from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import merge_lora
 from jaxforget.objectives import nll_objective
 from jaxforget.studies.common import (
+    SILENT,
     Events,
     Result,
     Stopwatch,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 FINETUNE = "finetune"
 
 
-def unlearn(config: UnlearnConfig, events: Events = Events()) -> Result:
+def unlearn(config: UnlearnConfig, events: Events = SILENT) -> Result:
     """Make a model forget `config.forget` and keep `config.retain`.
 
     Args:
@@ -69,7 +70,7 @@ def unlearn(config: UnlearnConfig, events: Events = Events()) -> Result:
         return _run(config, method, lm, sets, run, events)
 
 
-def finetune(config: FinetuneConfig, events: Events = Events()) -> Result:
+def finetune(config: FinetuneConfig, events: Events = SILENT) -> Result:
     """Teach a model `config.data` by maximum likelihood; see `unlearn` for the rest."""
     spec = nll_objective()
     method = methods.from_parts(FINETUNE, spec, weighted_sum({"nll": 1.0}))
@@ -86,7 +87,9 @@ def finetune(config: FinetuneConfig, events: Events = Events()) -> Result:
         return _run(config, method, lm, sets, run, events)
 
 
-def _joined(records: list[Record], lm: LanguageModel, config: Any, run: RunDirectory) -> TokenisedSet:
+def _joined(
+    records: list[Record], lm: LanguageModel, config: Any, run: RunDirectory
+) -> TokenisedSet:
     from jaxforget.data.tokenise import tokenise_cached
 
     return tokenise_cached(

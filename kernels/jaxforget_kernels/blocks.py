@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-WHOLE = 2**23
-"""Up to this many logits a call is one block without a loop (32 MiB of float32)."""
+CPU_BUDGET = 2**24
+"""Logits a block may have on the host: 64 MiB of float32, over all (virtual) devices together."""
 
-BUDGET = 2**24
-"""Logits aimed at in a block otherwise (64 MiB of float32), over all devices together."""
+ACCELERATOR_BUDGET = 2**27
+"""Elsewhere: 512 MiB, a thousand positions at V = 128k, so that the products stay bound by
+arithmetic and not by reading the weight. It counts all devices' logits too: pass `block` to get
+longer blocks on a large mesh."""
 
 
 def block_length(rows: int, length: int, vocab: int, block: int | None) -> int:
@@ -24,8 +26,8 @@ def block_length(rows: int, length: int, vocab: int, block: int | None) -> int:
       rows: leading rows N that every block spans.
       length: positions T of a row.
       vocab: vocabulary V.
-      block: the caller's wish, >= 1; None: T when N * T * V <= `WHOLE`, else the length that
-        brings a block near `BUDGET` with the blocks as even as they go.
+      block: the caller's wish, >= 1; None: T where N * T * V is within the budget above (one
+        block and no loop), else the longest that is, evened out over the blocks.
     Returns:
       Between 1 and max(T, 1).
     Raises:
@@ -36,9 +38,8 @@ def block_length(rows: int, length: int, vocab: int, block: int | None) -> int:
     length = max(length, 1)
     if block is not None:
         return min(block, length)
-    if rows * length * vocab <= WHOLE:
-        return length
-    count = -(-length // max(1, BUDGET // (rows * vocab)))
+    budget = CPU_BUDGET if jax.default_backend() == "cpu" else ACCELERATOR_BUDGET
+    count = -(-length // max(1, budget // max(1, rows * vocab)))
     return -(-length // count)
 
 

@@ -1,6 +1,7 @@
 """The whole decoder: equal to PyTorch's, and indifferent to packing, padding, remat and mesh."""
 
 import dataclasses
+import re
 
 import golden_models
 import jax
@@ -18,6 +19,7 @@ from jaxforget.models.decoder import Compute
 
 # between them: two rotary tables and windows, learned positions, partial rotation
 VARIED = ("gemma3_text", "gpt2", "phi")
+EXACT = Compute("float32")
 
 
 def sequences(case):
@@ -33,12 +35,12 @@ def log_softmax(logits):
     return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
 
 
-def scored(cfg, params, batch, compute=Compute(), **options):
+def scored(cfg, params, batch, compute=EXACT, **options):
     run = jax.jit(lambda p, b: decoder.score(p, b, cfg, compute, **options))
     return run(params, batch)
 
 
-def loss_and_gradient(cfg, params, batch, compute=Compute()):
+def loss_and_gradient(cfg, params, batch, compute=EXACT):
     def loss(p):
         return jnp.sum(decoder.score(p, batch, cfg, compute).logp)
 
@@ -195,6 +197,18 @@ def test_sharded_equals_single_device(case):
         other, other_gradient = jax.jit(jax.value_and_grad(loss))(spread, rows_spread)
     np.testing.assert_allclose(other, value, rtol=1e-6)
     assert_trees_close(jax.device_get(other_gradient), gradient, 1e-5)
+
+
+def test_fsdp_gathers_weights_and_leaves_activations_where_they_are():
+    cfg, params, _ = load("llama32")
+    batch = rows(*([s] for s in sequences("llama32") * 4), length=25)
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=1, fsdp=8, tensor=1))
+    with jax.set_mesh(mesh):
+        spread = meshes.put(params, meshes.shardings(params, mesh))
+        run = jax.jit(lambda p, b: decoder.score(p, b, cfg).logp)
+        program = run.lower(spread, meshes.put_rows(batch, mesh)).compile().as_text()
+    moved = re.findall(r"= f32\[(\d+),[\d,]*\]\S* (?:all-gather|all-reduce|all-to-all)", program)
+    assert moved and not {"8", str(8 * 25)} & set(moved)
 
 
 @pytest.mark.parametrize("case", golden_models.CASES)

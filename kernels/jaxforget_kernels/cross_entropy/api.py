@@ -74,7 +74,7 @@ def linear_cross_entropy(
       softcap: logits become softcap * tanh(logits / softcap), bias included; None: unchanged.
       stats: also return statistics of each position's distribution, without gradient.
       block: positions of T that are in memory at once as `[..., block, V]` logits, static.
-        None: all of T up to `blocks.WHOLE` logits, else near `blocks.BUDGET` logits.
+        None: chosen by `blocks.block_length`, all of T where that is small.
     Returns:
       float32 `[..., T]`, nats; with `stats` a pair of it and (hit, mean, second_moment), each
       float32 `[..., T]`: 1 where the target is the arg-max (of equal logits the lowest index),
@@ -82,9 +82,11 @@ def linear_cross_entropy(
     Raises:
       ValueError: shapes that do not fit, or `block` < 1.
 
-    Differentiable once in reverse (any cotangent) in `hidden`, `weight` and `bias`, and forward
-    over that reverse pass; plain forward mode is not defined. The backward pass saves the
-    arguments and one logsumexp a position.
+    Differentiable in `hidden`, `weight` and `bias`: in reverse (any cotangent), and forward over
+    reverse; plain forward mode is not defined. Between the passes only the arguments and one
+    logsumexp a position are kept. Where one block holds all of T, XLA merges the recomputed
+    product with the forward one inside one program, so that keeping the softmax gains nothing
+    (timed on two CPU cores, V = 1024 to 49152, float32 and bfloat16: equal within 3 % CPU time).
     """
     check_projection("", hidden, weight, bias)
     if targets.shape != hidden.shape[:-1]:
@@ -92,9 +94,7 @@ def linear_cross_entropy(
     rows, length = math.prod(hidden.shape[:-2]), hidden.shape[-2]
     flat = hidden.reshape(rows, length, hidden.shape[-1])
     chosen = block_length(rows, length, weight.shape[0], block)
-    logp, about = blocked(
-        flat, weight, bias, targets.reshape(rows, length), softcap, stats, chosen
-    )
+    logp, about = blocked(flat, weight, bias, targets.reshape(rows, length), softcap, stats, chosen)
     if about is None:
         return logp.reshape(targets.shape)
     hit, mean, second = (column.reshape(targets.shape) for column in about)

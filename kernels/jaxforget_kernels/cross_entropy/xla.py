@@ -1,8 +1,7 @@
 """Blocked form: no array of positions x vocabulary outlives its block, forward or backward.
 
 The backward pass recomputes a block's logits from the hidden states and the saved logsumexp:
-one more product than autodiff, and O(T) instead of O(T V) memory. It keeps no softmax even where
-that would fit: for small vocabularies both were timed, see `linear_cross_entropy` in api.py.
+one more product than autodiff, and O(T) instead of O(T V) memory.
 """
 
 from functools import partial

@@ -1,0 +1,1 @@
+"""Kullback-Leibler divergence of two output distributions straight from hidden states."""
