@@ -152,6 +152,8 @@ class FinetuneConfig:
     Attributes:
       model, run_dir, resume, dtype, export_dtype, max_length: as for unlearn.
       data: training set, or several that are joined.
+      initialise: "pretrained" reads the model's weights; "random" reads only its config.json and
+        tokenizer and draws the weights from `train.seed`.
     """
 
     model: str
@@ -159,6 +161,7 @@ class FinetuneConfig:
         tuple[Source, ...], BeforeValidator(lambda v: v if isinstance(v, list) else [v])
     ]
     run_dir: str
+    initialise: Literal["pretrained", "random"] = "pretrained"
     resume: Literal["auto", "never"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None

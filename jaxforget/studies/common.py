@@ -24,7 +24,7 @@ from jaxforget.engine.runtime import use_compile_cache
 from jaxforget.engine.train import Progress
 from jaxforget.engine.tree import Params
 from jaxforget.models import Compute
-from jaxforget.models.language_model import LanguageModel, load
+from jaxforget.models.language_model import LanguageModel, from_scratch, load
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ def load_model(config: Any) -> LanguageModel:
     compute = Compute(
         dtype=train.compute if train else config.compute, remat=train.remat if train else "none"
     )
+    if getattr(config, "initialise", "pretrained") == "random":
+        return from_scratch(config.model, seed=config.train.seed, compute=compute)
     return load(config.model, dtype=config.dtype, compute=compute)
 
 

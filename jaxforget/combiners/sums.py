@@ -1,0 +1,69 @@
+"""Weighted sums of the terms' gradients."""
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.tree import Params
+from jaxforget.engine.types import Combiner, Metrics
+
+
+def weighted_sum(weights: Mapping[str, float]) -> Combiner:
+    """The direction sum_k w_k g_k.
+
+    The engine differentiates the weighted sum of the terms themselves, one backward pass for all
+    of them; `combine` gives the same from separate gradients. A single term of weight 1 passes
+    through bit for bit.
+
+    Args:
+      weights: finite weight of each term by its name; they must name the objective's terms
+        exactly.
+    Returns:
+      A `Combiner` without state, its `weights` set.
+    Raises:
+      UserError: no weights, or one that is not a finite number; from `combine`, at trace time, a
+        term without a weight or a weight without a term.
+    """
+    fixed = {name: float(weight) for name, weight in weights.items()}
+    if not fixed:
+        raise UserError("weighted_sum: needs at least one weight")
+    for name, weight in fixed.items():
+        if not math.isfinite(weight):
+            raise UserError(f"weighted_sum: the weight of {name!r} must be finite, got {weight}")
+
+    def init(params: Params) -> tuple[()]:
+        return ()
+
+    def combine(
+        gradients: dict[str, Params], state: Any, params: Params
+    ) -> tuple[Params, Any, Metrics]:
+        check_terms(fixed, gradients)
+        scaled = [_scale(gradients[name], weight) for name, weight in fixed.items()]
+        return reduce(lambda a, b: jax.tree.map(jnp.add, a, b), scaled), state, {}
+
+    return Combiner(init=init, combine=combine, weights=fixed)
+
+
+def check_terms(weights: Mapping[str, float], terms: Mapping[str, Any]) -> None:
+    """Do weights and terms name the same things?
+
+    Raises:
+      UserError: naming the terms without a weight and the weights without a term.
+    """
+    missing, extra = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
+    if missing or extra:
+        raise UserError(
+            f"weighted_sum: terms without a weight: {missing or 'none'}, weights without a term: "
+            f"{extra or 'none'}; the objective's terms are {sorted(terms)}"
+        )
+
+
+def _scale(gradient: Params, weight: float) -> Params:
+    if weight == 1.0:
+        return gradient  # bit for bit
+    return jax.tree.map(lambda leaf: leaf * weight, gradient)

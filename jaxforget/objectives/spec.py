@@ -1,0 +1,36 @@
+"""An objective together with what it needs, so that a study knows what to load and to cache."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxforget.engine.types import Objective
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads.
+
+    Attributes:
+      roles: data sets, e.g. ("forget", "retain").
+      reference: by role, the scores of the starting model it compares with: "logp" of every
+        target, and "hidden", the hidden states with the output head. A role it does not compare
+        is absent.
+    """
+
+    roles: tuple[str, ...]
+    reference: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What the factories of `jaxforget.objectives` return.
+
+    Attributes:
+      objective: see `jaxforget.engine.types.Objective`; its terms are not weighted.
+      needs: see `Needs`.
+      terms: names of the terms it returns, in order.
+    """
+
+    objective: Objective
+    needs: Needs
+    terms: tuple[str, ...]
