@@ -1,6 +1,7 @@
 """Weighted sums of the terms' gradients."""
 
 import math
+import numbers
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -29,12 +30,14 @@ def weighted_sum(weights: Mapping[str, float]) -> Combiner:
       UserError: no weights, or one that is not a finite number; from `combine`, at trace time, a
         term without a weight or a weight without a term.
     """
-    fixed = {name: float(weight) for name, weight in weights.items()}
-    if not fixed:
+    if not weights:
         raise UserError("weighted_sum: needs at least one weight")
-    for name, weight in fixed.items():
-        if not math.isfinite(weight):
-            raise UserError(f"weighted_sum: the weight of {name!r} must be finite, got {weight}")
+    for name, weight in weights.items():
+        if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
+            raise UserError(
+                f"weighted_sum: the weight of {name!r} must be a finite number, got {weight!r}"
+            )
+    fixed = {name: float(weight) for name, weight in weights.items()}
 
     def init(params: Params) -> tuple[()]:
         return ()

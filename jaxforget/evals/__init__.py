@@ -1,1 +1,3 @@
+"""Metrics on scores and generations, and the suites made of them."""
 
+from jaxforget.evals import metrics as metrics

@@ -30,6 +30,7 @@ OURS = (
     "spiece.model",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates",
 )
 
 
@@ -71,13 +72,20 @@ def save_folder(
             text = json.dumps(dict(generation_config), indent=2, sort_keys=True)
             write_text(part / "generation_config.json", text + "\n")
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(part))
+            _write_tokenizer(part, tokenizer)
         _flush(part)
         _exchange(place, part, old)
     except OSError as error:
         raise UserError(f"{place}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises bare exceptions on a full disk
+        raise UserError(f"{folder}: the tokenizer cannot be written: {error}") from error
 
 
 def _recover(place: pathlib.Path, part: pathlib.Path, old: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params, unflatten
 from jaxforget.models import families, gguf_config, gguf_tokenizer
 from jaxforget.models.config import DecoderConfig, param_shapes
@@ -104,7 +104,7 @@ def _metadata(path: str, values: Mapping[str, Any], tensors: Tensors) -> gguf_co
         values=values,
         vocab=int(embedding.shape[-1]),
         tied=tied,
-        biased=any(name in tensors for name in ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")),
+        tensors=tensors.keys(),
         rope=rope,
     )
 
@@ -113,13 +113,12 @@ def _dequantise(path: str, tensor: Any) -> np.ndarray:
     """float32, in the row-major shape of the original matrix: [out, in]."""
     from gguf import quants
 
-    kind = tensor.tensor_type.name
     try:
         array = quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
-        known = ["F32", "F16", *(known.name for known in quants._type_traits)]
         raise UserError(
-            f"{path}: tensor {tensor.name} has type {kind}. {did_you_mean(kind, known)}"
+            f"{path}: tensor {tensor.name} has type {tensor.tensor_type.name}. Allowed: F32, F16, "
+            "BF16 and the quantised types (Q4_0, Q8_0, Q4_K, Q6_K, ...)."
         ) from None
     array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():

@@ -1,6 +1,6 @@
 """Metadata of a GGUF file -> the config.json that the same model has on Hugging Face."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.models.rope import Rope
 
 REQUIRED = object()  # default of a key that must be present
+LOW, HIGH = 1.0, 4.0  # of Llama 3's rotary rule in every published model
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Metadata:
       values: every key with its value; arrays are lists.
       vocab: rows of the embedding.
       tied: there is no output projection but the embedding.
-      biased: the attention projections have biases.
+      tensors: names of all tensors.
       rope: tensors of rotary factors by name, float32; empty for most models.
     """
 
@@ -29,7 +30,7 @@ class Metadata:
     values: Mapping[str, Any]
     vocab: int
     tied: bool
-    biased: bool
+    tensors: Collection[str]
     rope: Mapping[str, np.ndarray]
 
     @property
@@ -54,6 +55,10 @@ class Metadata:
             value = value[0]
         # float32 0.00001 would otherwise become 9.99999974e-06
         return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def biased(self, *modules: str) -> bool:
+        """Has any of these parts of the first layer a bias?"""
+        return any(f"blk.0.{module}.bias" in self.tensors for module in modules)
 
 
 def hf_config(meta: Metadata) -> dict[str, Any]:
@@ -132,22 +137,31 @@ def _rope_scaling(meta: Metadata, config: Mapping[str, Any]) -> dict[str, Any] |
 def _llama3_scaling(meta: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """GGUF stores the divisors that Llama 3's rule gives, not the rule: find it again."""
     divisors = meta.rope["rope_freqs"].astype(np.float64)
-    found = {"factor": float(np.round(divisors.max(), 3)), "original": 8192}
-    table = Rope(config["rope_theta"], 2 * len(divisors), "llama3", **found)
-    plain = Rope(config["rope_theta"], 2 * len(divisors)).frequencies()
+    theta, factor = config["rope_theta"], float(np.round(divisors.max(), 3))
+    plain = Rope(theta, 2 * len(divisors)).frequencies().astype(np.float64)
+    # the divisors between 1 and the factor tell the context the rule was made for
+    between = (divisors > 1.0 + 1e-4) & (divisors < factor * (1 - 1e-4))
+    smooth = (1 / divisors[between] - 1 / factor) / (1 - 1 / factor)
+    contexts = (LOW + (HIGH - LOW) * smooth) * 2 * np.pi / plain[between]
+    original = int(np.round(np.median(contexts))) if contexts.size else 8192
+    table = Rope(theta, 2 * len(divisors), "llama3", factor, LOW, HIGH, original)
     if not np.allclose(plain / table.frequencies(), divisors, rtol=1e-3):
         raise UserError(f"{meta.path}: tensor rope_freqs.weight does not follow Llama 3's rule")
     return {
         "rope_type": "llama3",
-        "factor": found["factor"],
-        "low_freq_factor": table.low,
-        "high_freq_factor": table.high,
-        "original_max_position_embeddings": found["original"],
+        "factor": factor,
+        "low_freq_factor": LOW,
+        "high_freq_factor": HIGH,
+        "original_max_position_embeddings": original,
     }
 
 
 def _llama(meta: Metadata) -> dict[str, Any]:
-    return _rms(meta, "llama", "Llama") | {"attention_bias": meta.biased}
+    # also Mistral, whose window the format does not record
+    return _rms(meta, "llama", "Llama") | {
+        "attention_bias": meta.biased("attn_q"),
+        "mlp_bias": meta.biased("ffn_down"),
+    }
 
 
 def _qwen2(meta: Metadata) -> dict[str, Any]:
@@ -155,7 +169,7 @@ def _qwen2(meta: Metadata) -> dict[str, Any]:
 
 
 def _qwen3(meta: Metadata) -> dict[str, Any]:
-    extra = {"use_sliding_window": False, "attention_bias": meta.biased}
+    extra = {"use_sliding_window": False, "attention_bias": meta.biased("attn_q")}
     return _rms(meta, "qwen3", "Qwen3") | extra
 
 
@@ -228,7 +242,7 @@ def _gptneox(meta: Metadata) -> dict[str, Any]:
         "hidden_act": "gelu",
         "rotary_pct": _rotary_fraction(meta, config),
         "rotary_emb_base": theta,
-        "attention_bias": meta.biased,
+        "attention_bias": meta.biased("attn_qkv"),
         "use_parallel_residual": bool(meta.own("use_parallel_residual", True)),
     }
 

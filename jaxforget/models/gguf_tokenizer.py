@@ -218,8 +218,7 @@ def _sentence_piece(meta: Metadata) -> tuple[Any, bool]:
     tokens, scores = _tokens(meta), _array(meta, "scores")
     if len(scores) != len(tokens):
         raise UserError(
-            f"{meta.path}: tokenizer.ggml.scores has {len(scores)} entries for "
-            f"{len(tokens)} tokens"
+            f"{meta.path}: tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens"
         )
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = meta.values.get("tokenizer.ggml.unknown_token_id")

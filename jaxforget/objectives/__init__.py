@@ -6,6 +6,7 @@ Functions on arrays (`npo`, `nll`, ...) return scalars; factories (`npo_objectiv
 
 from jaxforget.objectives.distribution import kl_divergence, reference_kl
 from jaxforget.objectives.factories import graddiff, gradient_ascent_objective, npo_objective
+from jaxforget.objectives.likelihood import nll_objective
 from jaxforget.objectives.roles import score_roles
 from jaxforget.objectives.sequence import npo, sequence_logp, valid_examples
 from jaxforget.objectives.shares import counts, share
@@ -22,6 +23,7 @@ __all__ = [
     "kl_divergence",
     "mean_logp",
     "nll",
+    "nll_objective",
     "npo",
     "npo_objective",
     "reference_kl",

@@ -13,6 +13,7 @@ from jax import Array
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.types import ReferenceScores, Scores
 from jaxforget.objectives.shares import counts, masked_mean, share
+from jaxforget_kernels import linear_kl
 
 
 def kl_divergence(logits_p: Array, logits_q: Array, *, mask: Array | None = None) -> Array:
@@ -25,6 +26,9 @@ def kl_divergence(logits_p: Array, logits_q: Array, *, mask: Array | None = None
     Returns:
       Scalar float32, nats, >= 0 up to rounding; 0 where nothing counts.
     """
+    if mask is not None:  # a masked NaN must not reach the gradient either
+        keep = (mask != 0)[..., None]
+        logits_p, logits_q = jnp.where(keep, logits_p, 0.0), jnp.where(keep, logits_q, 0.0)
     logp = jax.nn.log_softmax(logits_p, axis=-1)
     logq = jax.nn.log_softmax(logits_q, axis=-1)
     p = jnp.exp(logp)
@@ -43,26 +47,25 @@ def reference_kl(scores: Scores, reference: ReferenceScores) -> Array:
     Raises:
       UserError: hidden states or a head are missing on either side, or the slots differ.
     """
-    from jaxforget_kernels import linear_kl
-
-    if scores.hidden is None or scores.head is None:
+    hidden, head = scores.hidden, scores.head
+    fixed, fixed_head = jax.lax.stop_gradient((reference.hidden, reference.head))
+    if hidden is None or head is None:
         raise UserError("KL: the model's score function returns no hidden states and head")
-    if reference.hidden is None or reference.head is None:
+    if fixed is None or fixed_head is None:
         raise UserError("KL: the reference holds no hidden states and head; cache 'hidden' for it")
-    if reference.hidden.shape[:-1] != scores.logp.shape:
+    if fixed.shape[:-1] != scores.logp.shape:
         raise UserError(
-            f"KL: the reference has slots {reference.hidden.shape[:-1]}, "
-            f"the scores {scores.logp.shape}; they must be made from the same packed batch"
+            f"KL: the reference has slots {fixed.shape[:-1]}, the scores {scores.logp.shape}; "
+            "they must be made from the same packed batch"
         )
-    p = jax.lax.stop_gradient(reference)
     divergence = linear_kl(
-        p.hidden,
-        p.head.weight,
-        scores.hidden,
-        scores.head.weight,
-        bias_p=p.head.bias,
-        bias_q=scores.head.bias,
-        softcap_p=p.head.softcap,
-        softcap_q=scores.head.softcap,
+        fixed,
+        fixed_head.weight,
+        hidden,
+        head.weight,
+        bias_p=fixed_head.bias,
+        bias_q=head.bias,
+        softcap_p=fixed_head.softcap,
+        softcap_q=head.softcap,
     )
     return share(divergence, scores.mask, counts(scores).tokens)

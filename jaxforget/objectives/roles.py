@@ -77,10 +77,14 @@ def _interleave(leaves: Sequence[Array], rows: Rows) -> Array:
     Every array is cut into g equal groups, g the greatest common divisor of the row counts; group
     i of the result is group i of each. No device then needs another's rows.
     """
-    groups = math.gcd(*rows.values())
-    parts = [leaf.reshape(groups, -1, *leaf.shape[1:]) for leaf in leaves]
-    joined = jnp.concatenate(parts, axis=1)
+    joined = jnp.concatenate([_grouped(leaf, rows) for leaf in leaves], axis=1)
     return joined.reshape(-1, *joined.shape[2:])
+
+
+def _grouped(leaf: Array, rows: Rows) -> Array:
+    """`[n, ...]` -> `[groups, n / groups, ...]`."""
+    groups = math.gcd(*rows.values())
+    return leaf.reshape(groups, leaf.shape[0] // groups, *leaf.shape[1:])
 
 
 def _take(scores: Scores, rows: Rows, role: str) -> Scores:
@@ -91,7 +95,7 @@ def _take(scores: Scores, rows: Rows, role: str) -> Scores:
     start = sum(rows[name] for name in names[: names.index(role)]) // groups
 
     def take(leaf: Array) -> Array:
-        leaf = leaf.reshape(groups, -1, *leaf.shape[1:])[:, start : start + width]
+        leaf = _grouped(leaf, rows)[:, start : start + width]
         return leaf.reshape(-1, *leaf.shape[2:])
 
     return jax.tree.map(take, scores)

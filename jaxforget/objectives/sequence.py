@@ -25,6 +25,8 @@ def npo(logp: Array, ref_logp: Array, *, beta: float | Array, mask: Array | None
     Source: Zhang et al. 2024 (arXiv 2404.05868), eq. 3.
     """
     check_beta(beta)
+    if mask is not None:  # a masked NaN must not reach the gradient either
+        logp, ref_logp = jnp.where(mask != 0, logp, 0.0), jnp.where(mask != 0, ref_logp, 0.0)
     return masked_mean(npo_losses(logp, ref_logp, beta), mask)
 
 

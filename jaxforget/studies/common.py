@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import pathlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +20,13 @@ from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet, check_vocabulary
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.data.tokenise import tokenise_cached
+from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import RunDirectory, lock, open_run, write_config
 from jaxforget.engine.runtime import use_compile_cache
 from jaxforget.engine.train import Progress
 from jaxforget.engine.tree import Params
 from jaxforget.models import Compute
+from jaxforget.models.hf import read_config
 from jaxforget.models.language_model import LanguageModel, from_scratch, load
 
 log = logging.getLogger(__name__)
@@ -92,8 +95,20 @@ def load_model(config: Any) -> LanguageModel:
         dtype=train.compute if train else config.compute, remat=train.remat if train else "none"
     )
     if getattr(config, "initialise", "pretrained") == "random":
-        return from_scratch(config.model, seed=config.train.seed, compute=compute)
+        return _from_scratch(pathlib.Path(config.model), config.train.seed, compute)
     return load(config.model, dtype=config.dtype, compute=compute)
+
+
+def _from_scratch(folder: pathlib.Path, seed: int, compute: Compute) -> LanguageModel:
+    """Random weights for the config.json and tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    hf_config = read_config(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: no tokenizer can be read from {folder}: {error}") from error
+    return from_scratch(hf_config, tokenizer, seed, compute)
 
 
 def load_set(

@@ -84,9 +84,7 @@ def _teach(root: pathlib.Path, name: str, file: str, seed: int) -> FinetuneConfi
     return build(FinetuneConfig, tree, "quickstart")
 
 
-def _forget(
-    root: pathlib.Path, name: str, choice: Mapping[str, Any], seed: int
-) -> UnlearnConfig:
+def _forget(root: pathlib.Path, name: str, choice: Mapping[str, Any], seed: int) -> UnlearnConfig:
     tree = {
         "model": str(root / "finetuned"),
         "forget": str(root / "data" / "forget.jsonl"),
@@ -103,4 +101,3 @@ def _forget(
 
 def _named(events: Events, name: str) -> Events:
     return dataclasses.replace(events, stage=lambda text: events.stage(f"{name}: {text}"))
-

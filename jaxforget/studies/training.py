@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxforget.config import LoraConfig, TrainConfig
 from jaxforget.data.batches import PairedBatches, prefetch
@@ -170,12 +171,10 @@ def _reference_heads(lm: LanguageModel, method: Method, mesh: Mesh) -> dict[str,
     roles = [role for role, fields in method.reference.items() if "hidden" in fields]
     if not roles:
         return {}
-    head = lm.head(lm.params)
-    copied = jax.tree.map(np.array, head)
-    placed = meshes.put(
-        copied, meshes.shardings(copied, mesh, (("weight$", jax.P("tensor", "fsdp")),))
-    )
-    return dict.fromkeys(roles, placed)
+    head = jax.tree.map(np.array, lm.head(lm.params))
+    rules = (("weight$", P("tensor", "fsdp")), ("bias$", P("tensor")))
+    placed: Head = meshes.put(head, meshes.shardings(head, mesh, rules))
+    return {role: placed for role in roles}
 
 
 def _inputs(
@@ -190,13 +189,17 @@ def _inputs(
         reference: Reference = {}
         for role, named in columns.items():
             if LOGP in named:
-                placed = meshes.put_rows(dict(named), mesh)
-                reference[role] = ReferenceScores(
-                    logp=placed[LOGP], hidden=placed.get(HIDDEN), head=heads.get(role)
-                )
+                reference[role] = _reference(meshes.put_rows(dict(named), mesh), heads.get(role))
         return Inputs(on_device, reference, tokens)
 
     return prefetch(prepare, start, stop)
+
+
+def _reference(columns: Mapping[str, Any], head: Head | None) -> ReferenceScores:
+    hidden = columns.get(HIDDEN)
+    if hidden is not None and head is not None:
+        hidden = hidden.astype(head.weight.dtype)  # as the model multiplies them
+    return ReferenceScores(logp=columns[LOGP], hidden=hidden, head=head)
 
 
 class _Watch:

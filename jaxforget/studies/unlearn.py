@@ -32,7 +32,7 @@ from jaxforget.studies.common import (
     peak_bytes,
     to_host,
 )
-from jaxforget.studies.evaluate import run_suite
+from jaxforget.studies.evaluate import run_suite, write_page
 from jaxforget.studies.reference import with_reference
 from jaxforget.studies.training import Trained, train_model
 
@@ -132,10 +132,7 @@ def _run(
         events.stage("evaluating")
         results.update(run_suite(config.evaluate, lm, params, config, run, events))
     write_results(run, results)
-    if jax.process_index() == 0:
-        from jaxforget.report import write_report
-
-        write_report([run.path], run.report)
+    write_page(run)
     return Result(params, results["metrics"], run)
 
 

@@ -1,0 +1,129 @@
+"""One teacher-forced pass over a tokenised set: everything likelihood metrics need of each target.
+
+Rows are packed densely and scored by one compiled program; results come back in the order of the
+set, whatever the packing was.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxforget.data.pack import pack_all
+from jaxforget.data.sets import TokenisedSet
+from jaxforget.engine.runtime import compiler_options
+from jaxforget.engine.tree import Params
+from jaxforget.engine.types import Scores, TokenBatch
+
+_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Values of every labelled target of a set, in flat order; M targets, n examples.
+
+    Attributes:
+      offsets: int64 `[n + 1]`; example i owns the slice `offsets[i]:offsets[i + 1]`.
+      logp: float32 `[M]`, log-probability of the target, nats.
+      hit: float32 `[M]`, 1 where the target is the most likely token; None unless asked for.
+      mean: float32 `[M]`, E_p[log p]; None unless asked for.
+      second_moment: float32 `[M]`, E_p[(log p)^2]; None unless asked for.
+      hidden: float32 `[M, D]`, final hidden states; None unless asked for.
+    """
+
+    offsets: np.ndarray
+    logp: np.ndarray
+    hit: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    second_moment: np.ndarray | None = None
+    hidden: np.ndarray | None = None
+
+
+def score_set(
+    score: Callable[..., Scores],
+    params: Params,
+    tokenised: TokenisedSet,
+    *,
+    rows: int = 8,
+    length: int | None = None,
+    stats: bool = False,
+    hidden: bool = False,
+    put: Callable[[Any], Any] = jax.device_put,
+    counted: Callable[[int, int], None] = lambda *_: None,
+) -> TokenTable:
+    """Score a set.
+
+    Args:
+      score: called as score(params, batch), or score(params, batch, stats=True).
+      params: of the model.
+      tokenised: the set.
+      rows: packed rows scored at a time.
+      length: tokens of a packed row; None: the longest example, at least 256, rounded up to 64.
+      stats: also hit, mean and second moment of each target.
+      hidden: also final hidden states.
+      put: places a batch on the devices.
+      counted: told (batches done, batches in all).
+    Returns:
+      See `TokenTable`; independent of packing.
+    """
+    longest = int(tokenised.lengths.max())
+    length = length or max(256, -(-longest // _MULTIPLE) * _MULTIPLE)
+    batches = pack_all(tokenised, rows=rows, length=length)
+    names = _wanted(stats, hidden)
+    run = _compiled(score, names, stats)
+    tables: dict[str, np.ndarray] = {}
+    pending: tuple[TokenBatch, Any] | None = None
+    for done, batch in enumerate(batches, start=1):
+        answer = run(params, put(batch))
+        if pending is not None:
+            _unpack(tokenised, *pending, tables)
+        pending = (batch, answer)
+        counted(done, len(batches))
+    if pending is not None:
+        _unpack(tokenised, *pending, tables)
+    return TokenTable(offsets=tokenised.label_offsets, **tables)
+
+
+def _wanted(stats: bool, hidden: bool) -> tuple[str, ...]:
+    names = [field.name for field in fields(TokenTable) if field.name != "offsets"]
+    chosen = {"logp", *(["hidden"] if hidden else [])}
+    chosen |= {"hit", "mean", "second_moment"} if stats else set()
+    return tuple(name for name in names if name in chosen)
+
+
+@functools.lru_cache(maxsize=2)  # holds the model alive
+def _compiled(
+    score: Callable[..., Scores], names: tuple[str, ...], stats: bool
+) -> Callable[..., Any]:
+    def run(params: Params, batch: TokenBatch) -> tuple[Any, dict[str, Any]]:
+        scores = score(params, batch, stats=True) if stats else score(params, batch)
+        holders = [scores if name in ("logp", "hidden") else scores.stats for name in names]
+        found = zip(names, holders, strict=True)
+        floats = {name: jnp.asarray(getattr(holder, name), jnp.float32) for name, holder in found}
+        return (scores.mask, scores.segments), floats
+
+    return jax.jit(run, compiler_options=compiler_options())
+
+
+def _unpack(
+    tokenised: TokenisedSet, batch: TokenBatch, answer: Any, tables: dict[str, np.ndarray]
+) -> None:
+    """Copy a batch's values to where they belong in the flat tables."""
+    (mask, segments), values = jax.device_get(answer)
+    row, slot = np.nonzero(mask)
+    examples = np.asarray(batch.example)[row, segments[row, slot] - 1]
+    # labelled targets of one example are neighbours, in order: count from the first of each
+    new = np.concatenate([[True], (examples[1:] != examples[:-1]) | (row[1:] != row[:-1])])
+    starts = np.nonzero(new)[0]
+    sizes = np.diff(np.append(starts, len(examples)))
+    within = np.arange(len(examples)) - np.repeat(starts, sizes)
+    places = tokenised.label_offsets[examples] + within
+    count = int(tokenised.label_offsets[-1])
+    for name, value in values.items():
+        if name not in tables:
+            tables[name] = np.zeros((count, *value.shape[2:]), value.dtype)
+        tables[name][places] = value[row, slot]

@@ -1,0 +1,210 @@
+"""Generation as one compiled program: prefill, then a loop over a cache of keys and values.
+
+Rows are padded on the left, so that all rows write slot P + t - 1 at step t. Positions count real
+tokens only and padded slots have segment 0, which attention never sees.
+
+Shapes: B rows, P prompt slots, N new tokens, S = P + N slots, n layers, KV key heads, h components.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxforget.engine.runtime import compiler_options
+from jaxforget.engine.tree import Params, flatten, unflatten
+from jaxforget.models import decoder, layers
+from jaxforget.models.config import DecoderConfig
+from jaxforget.models.decoder import Compute
+
+CAST = frozenset({"w", "b", "lora_a", "lora_b", "lora_scale"})  # what `layers.linear` casts
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn; all but `greedy` are traced.
+
+    Attributes:
+      keys: one typed key a row, `[B]`; None under `greedy`.
+      temperature: float32 scalar > 0.
+      top_p: float32 scalar in (0, 1]: the smallest set of likeliest tokens with this mass.
+      top_k: int32 scalar: only so many of the likeliest tokens; V or more is all.
+    """
+
+    keys: Array | None
+    temperature: Array
+    top_p: Array
+    top_k: Array
+
+
+class _Loop(NamedTuple):
+    step: Array
+    token: Array  # [B], the newest
+    done: Array  # [B]
+    keys: Array  # [n, B, S, KV, h]
+    values: Array
+    tokens: Array  # [B, N]
+    lengths: Array  # [B]
+
+
+@functools.cache
+def program() -> Any:
+    """The jitted `_generate`, compiled once for every combination of shapes and static options."""
+    # made at the first call: asking for compiler options wakes the backend
+    static = ("cfg", "count", "greedy", "dtype")
+    return jax.jit(_generate, static_argnames=static, compiler_options=compiler_options())
+
+
+def _generate(
+    params: Params,
+    prompts: Array,
+    mask: Array,
+    eos: Array,
+    pad: Array,
+    sampling: Sampling,
+    *,
+    cfg: DecoderConfig,
+    count: int,
+    greedy: bool,
+    dtype: str,
+) -> tuple[Array, Array]:
+    params = _cast(params, jnp.dtype(dtype))
+    head = decoder.head(params, cfg, Compute(dtype))
+    rows, width = prompts.shape
+    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    past = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    future = lengths[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :]
+    positions = jnp.concatenate([past, future], axis=1)  # of every slot
+
+    def choose(hidden: Array, step: Array) -> Array:
+        return _choose(decoder.logits(hidden, head), sampling, step, greedy)
+
+    hidden, keys, values = _prefill(params, prompts, past, mask, cfg, dtype)
+    room = ((0, 0), (0, 0), (0, count), (0, 0), (0, 0))
+    first = choose(hidden, jnp.int32(0))
+    start = _record(
+        _Loop(
+            step=jnp.int32(0),
+            token=first,
+            done=lengths == 0,
+            keys=jnp.pad(keys, room),
+            values=jnp.pad(values, room),
+            tokens=jnp.full((rows, count), pad, jnp.int32),
+            lengths=jnp.zeros(rows, jnp.int32),
+        ),
+        eos,
+    )
+
+    def running(loop: _Loop) -> Array:
+        return (loop.step < count) & jnp.any(~loop.done)
+
+    def advance(loop: _Loop) -> _Loop:
+        slot = width + loop.step - 1  # of the newest token
+        slots = jnp.arange(width + count, dtype=jnp.int32)[None, :]
+        seen = jnp.pad(mask, ((0, 0), (0, count))) | ((slots >= width) & (slots <= slot))
+        hidden, keys, values = _decode(params, loop, slot, positions, seen, cfg, dtype)
+        token = choose(hidden, loop.step)
+        return _record(loop._replace(token=token, keys=keys, values=values), eos)
+
+    end = jax.lax.while_loop(running, advance, start)
+    return end.tokens, end.lengths
+
+
+def _record(loop: _Loop, eos: Array) -> _Loop:
+    """Append the newest token to the rows that have not ended."""
+    column = jax.lax.dynamic_index_in_dim(loop.tokens, loop.step, axis=1, keepdims=False)
+    column = jnp.where(loop.done, column, loop.token)
+    ended = jnp.any(loop.token[:, None] == eos[None, :], axis=1)
+    return loop._replace(
+        step=loop.step + 1,
+        tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, column, loop.step, axis=1),
+        lengths=loop.lengths + jnp.where(loop.done, 0, 1),
+        done=loop.done | ended,
+    )
+
+
+def _cast(params: Params, dtype: jnp.dtype) -> Params:
+    """Cast what `layers.linear` would cast at every step, once; norms stay as they are."""
+    flat = flatten(params)
+    for path, leaf in flat.items():
+        if path.startswith("layers/") and path.rsplit("/", 1)[-1] in CAST:
+            flat[path] = leaf.astype(dtype)
+    return unflatten(flat)
+
+
+def _prefill(
+    params: Params, prompts: Array, positions: Array, mask: Array, cfg: DecoderConfig, dtype: str
+) -> tuple[Array, Array, Array]:
+    """State of the last slot `[B, D]`, and keys and values of all slots `[n, B, P, KV, h]`."""
+    segments = mask.astype(jnp.int32)
+    x = decoder.embed(params, prompts, positions, cfg, jnp.dtype(dtype))
+    tables = layers.rope_tables(positions, cfg)
+
+    def body(x: Array, scanned: tuple[Params, dict[str, Array]]) -> tuple[Array, Any]:
+        layer, extra = scanned
+        sees = layers.attention_mask(positions, segments, window=extra["window"])
+
+        def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            return layers.attend(q, k, v, sees, cfg), (k, v)
+
+        return layers.block(layer, x, layers.select_rope(tables, extra["rope"]), core, cfg)
+
+    x, (keys, values) = jax.lax.scan(body, x, (params["layers"], layers.layer_extras(cfg)))
+    return layers.norm(x[:, -1], params["final_norm"], cfg), keys, values
+
+
+def _decode(
+    params: Params,
+    loop: _Loop,
+    slot: Array,
+    positions: Array,
+    seen: Array,
+    cfg: DecoderConfig,
+    dtype: str,
+) -> tuple[Array, Array, Array]:
+    """Run the newest token: its state `[B, D]` and the caches with its keys and values."""
+    here = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
+    x = decoder.embed(params, loop.token[:, None], here, cfg, jnp.dtype(dtype))
+    tables = layers.rope_tables(here, cfg)
+    alive = jnp.ones_like(here)
+
+    def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
+        x, keys, values = carry
+        layer, extra, index = scanned
+        sees = layers.attention_mask(
+            here, alive, positions, seen.astype(jnp.int32), window=extra["window"]
+        )
+
+        def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            zero = jnp.int32(0)
+            place = (index, zero, slot, zero, zero)
+            # written into the carried cache: scanned-over caches would be copied at every step
+            k_all = jax.lax.dynamic_update_slice(keys, k[None], place)
+            v_all = jax.lax.dynamic_update_slice(values, v[None], place)
+            return layers.attend(q, k_all[index], v_all[index], sees, cfg), (k_all, v_all)
+
+        rope = layers.select_rope(tables, extra["rope"])
+        x, (keys, values) = layers.block(layer, x, rope, core, cfg)
+        return (x, keys, values), None
+
+    indices = jnp.arange(cfg.layers, dtype=jnp.int32)
+    scanned = (params["layers"], layers.layer_extras(cfg), indices)
+    (x, keys, values), _ = jax.lax.scan(body, (x, loop.keys, loop.values), scanned)
+    return layers.norm(x[:, 0], params["final_norm"], cfg), keys, values
+
+
+def _choose(logits: Array, sampling: Sampling, step: Array, greedy: bool) -> Array:
+    """Next tokens int32 [B] from logits [B, V]."""
+    if greedy or sampling.keys is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
+    p = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(p, axis=-1) - p
+    rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
+    # the likeliest token always stays
+    keep = (rank == 0) | ((rank < sampling.top_k) & (before < sampling.top_p))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(sampling.keys)
+    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(keep, ranked, -jnp.inf))
+    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
