@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def _errors(debug: bool) -> Iterator[None]:
     """One clear message and exit code 2 for what a user can mend; no traceback unless asked."""
     from jaxforget.engine.errors import UserError
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _quiet_logs()
     try:
         yield
     except UserError as error:
@@ -189,6 +190,16 @@ def _errors(debug: bool) -> Iterator[None]:
         message = str(error).strip() or type(error).__name__
         typer.echo(f"error: {type(error).__name__}: {message}\n(--debug shows where)", err=True)
         raise typer.Exit(1) from None
+
+
+def _quiet_logs() -> None:
+    """Warnings of ours on the terminal; the run's log.txt has everything."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of its own workings
 
 
 def _start_processes() -> None:

@@ -200,7 +200,9 @@ def _choose(logits: Array, sampling: Sampling, step: Array, greedy: bool) -> Arr
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
-    p = jax.nn.softmax(ranked, axis=-1)
+    # not jax.nn.softmax: XLA's oneDNN form of it cannot be kept in the compilation cache
+    mass = jnp.exp(ranked - ranked[:, :1])
+    p = mass * (1.0 / jnp.sum(mass, axis=-1, keepdims=True))
     before = jnp.cumsum(p, axis=-1) - p
     rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     # the likeliest token always stays

@@ -81,8 +81,8 @@ def hf_config(meta: Metadata) -> dict[str, Any]:
     config = ARCHITECTURES[meta.arch](meta)
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         token = meta.values.get(f"tokenizer.ggml.{key}_token_id")
-        if token is not None:
-            config[f"{name}_token_id"] = int(token)
+        # null, not absent: transformers' defaults may lie outside the vocabulary
+        config[f"{name}_token_id"] = None if token is None else int(token)
     return config
 
 

@@ -5,7 +5,6 @@ from wherever they are and binds the functions to one architecture.
 """
 
 import dataclasses
-import logging
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -27,11 +26,9 @@ from jaxforget.models import decoder, export, families, hf, tensor_files
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
 from jaxforget.models.generate import generate_many
-
-log = logging.getLogger(__name__)
+from jaxforget.models.tokenizer import check_tokenizer, read_tokenizer
 
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 # compared and hashed by identity: it holds arrays, and its bound methods are static under jit
@@ -190,7 +187,7 @@ def from_scratch(
       UserError: a configuration that is not supported, or a tokenizer larger than its vocabulary.
     """
     cfg = DecoderConfig.from_hf(hf_config)
-    _check_tokenizer(tokenizer, cfg, "the given tokenizer")
+    check_tokenizer(tokenizer, cfg, "the given tokenizer")
     params = decoder.init(jax.random.key(seed), cfg)
     return LanguageModel(
         params, cfg, families.text_config(hf_config), tokenizer, compute or Compute()
@@ -235,8 +232,8 @@ def _load_folder(folder: pathlib.Path, dtype: str | None, compute: Compute) -> L
         raise UserError(f"{folder}: has no config.json, so it is no model folder")
     config, params = hf.read_hf(folder, dtype=dtype)
     cfg = DecoderConfig.from_hf(config)
-    tokenizer = _read_tokenizer(folder)
-    _check_tokenizer(tokenizer, cfg, f"{folder}: the tokenizer")
+    tokenizer = read_tokenizer(folder)
+    check_tokenizer(tokenizer, cfg, f"{folder}: the tokenizer")
     generation = folder / "generation_config.json"
     return LanguageModel(
         params,
@@ -254,14 +251,10 @@ def _load_gguf(path: pathlib.Path, dtype: str | None, compute: Compute) -> Langu
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    config, params, tokenizer = read_gguf(path)
+    config, params, tokenizer = read_gguf(path, dtype)
     cfg = DecoderConfig.from_hf(config)
-    _check_tokenizer(tokenizer, cfg, f"{path}: the tokenizer")
-    stored = None if dtype is None else str(np.dtype(params["embed"]["w"].dtype))
-    wanted = tensor_files.dtype_named(dtype)
-    if wanted is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(wanted), params)
-    return LanguageModel(params, cfg, config, tokenizer, compute, stored_dtype=stored)
+    check_tokenizer(tokenizer, cfg, f"{path}: the tokenizer")
+    return LanguageModel(params, cfg, config, tokenizer, compute)
 
 
 def _placed(lm: LanguageModel, mesh: Mesh | None) -> LanguageModel:
@@ -281,37 +274,3 @@ def _stored_dtype(folder: pathlib.Path) -> str:
             found |= {file.get_slice(name).get_dtype() for name in file.keys()}
     found &= set(names)  # integer buffers are no weights
     return names[found.pop()] if len(found) == 1 else "float32"
-
-
-def _read_tokenizer(folder: pathlib.Path) -> Any:
-    """The folder's tokenizer, or None where it has no tokenizer files."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        log.warning("%s: no tokenizer files; the model is loaded without", folder)
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # parsers of several libraries, each with exceptions of its own
-        raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
-
-
-def _check_tokenizer(tokenizer: Any, cfg: DecoderConfig, what: str) -> None:
-    """Refuse a tokenizer whose ids the embedding lacks.
-
-    Added tokens that text never becomes by itself (Gemma 3 marks images so) may lie beyond.
-    """
-    if tokenizer is None or len(tokenizer) <= cfg.vocab_size:
-        return
-    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= cfg.vocab_size}
-    added = set(tokenizer.added_tokens_decoder)
-    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    if any(i not in added or i in used for i in beyond):
-        worst = max(beyond)
-        raise UserError(
-            f"{what} has ids up to {worst} ({beyond[worst]!r}), the embedding has "
-            f"{cfg.vocab_size} rows; use the tokenizer the model was trained with"
-        )
-    log.warning("%s has tokens the embedding lacks: %s", what, ", ".join(beyond.values()))

@@ -103,3 +103,18 @@ def test_block_length_stays_in_the_budget_and_even():
     assert blocks.block_length(4096, 9, 2**20, None) == 1
     assert blocks.block_length(1, 0, 10, None) == 1 and blocks.block_length(0, 5, 10, None) == 5
     assert blocks.block_length(1, 5, 10, 64) == 5
+
+
+def test_the_budget_is_per_device_of_the_mesh():
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    single = blocks.block_length(8, 4096, 2**14, None)
+    lengths = []
+
+    def note(rows):
+        lengths.append(blocks.block_length(8, 4096, 2**14, None))
+        return rows
+
+    with jax.set_mesh(mesh):
+        jax.jit(note)(jnp.ones(8))
+        jax.jit(jax.shard_map(note, in_specs=P("data"), out_specs=P("data")))(jnp.ones(8))
+    assert single == 128 and lengths == [8 * single, single]

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import golden_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from jaxforget.models.lora import init_lora
 
 N = 12
 # grouped heads, windows of 6 in alternate layers, soft caps, learned positions, parallel blocks
-VARIED = ("llama32", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "mistral", "phi")
+VARIED = ("llama32", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3", "phi")
 
 
 def prompts(*lengths, seed=0):
@@ -128,9 +127,10 @@ def test_many_prompts_keep_their_order_and_few_programs_are_compiled():
     cfg, params, _ = load("llama32")
     some = prompts(9, 2, 30, 14, 5, 33, 1)
     eos = (oracle(params, cfg, some[3])[5],)
-    generate_loop.program.cache_clear()
+    before = generate_loop.program()._cache_size()
     many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=eos, batch_size=3)
-    assert generate_loop.program()._cache_size() == 2  # prompts of up to 32 tokens, and of 64
+    # prompts of up to 32 tokens, and of 64
+    assert generate_loop.program()._cache_size() == before + 2
     for prompt, made in zip(some, many, strict=True):
         assert made.tolist() == oracle(params, cfg, prompt, eos)
     assert generate_many(params, cfg, [], max_new_tokens=N, eos_ids=()) == []
@@ -176,22 +176,26 @@ def test_samples_have_the_stated_distribution(temperature, top_p, top_k):
     text = np.zeros(48, np.int32)
     text[:5] = prompt
     p = allowed(last_logits(params, jnp.asarray(text), 5, cfg), temperature, top_p, top_k)
-    draws = 4096
-    tokens, _ = generate(
-        params,
-        cfg,
-        np.tile(prompt, (draws, 1)),
-        np.ones((draws, 5), bool),
-        max_new_tokens=1,
-        eos_ids=(),
-        key=jax.random.key(0),
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-    )
-    seen = np.bincount(np.asarray(tokens)[:, 0], minlength=len(p)) / draws
+    rows, parts = 1024, []
+    for part in range(4):
+        tokens, _ = generate(
+            params,
+            cfg,
+            np.tile(prompt, (rows, 1)),
+            np.ones((rows, 5), bool),
+            max_new_tokens=1,
+            eos_ids=(),
+            key=jax.random.key(0),
+            rows=part * rows + np.arange(rows),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+        )
+        parts.append(np.asarray(tokens)[:, 0])
+    drawn = np.concatenate(parts)
+    seen = np.bincount(drawn, minlength=len(p)) / len(drawn)
     assert np.all(seen[p == 0] == 0)
-    assert np.abs(seen - p).max() < 5 * np.sqrt(0.25 / draws)
+    assert np.abs(seen - p).max() < 5 * np.sqrt(0.25 / len(drawn))
 
 
 @pytest.mark.parametrize("case", ["smollm2"])
@@ -254,12 +258,3 @@ def test_what_is_wrong_is_named(options, message):
     arguments = {"prompts": prompts(3), "max_new_tokens": 2, "eos_ids": (), **options}
     with pytest.raises(UserError, match=message):
         generate_many(params, cfg, **arguments)
-
-
-def test_every_golden_family_generates():
-    for case in golden_models.CASES:
-        if case in ("qwen3", "phi3_long"):
-            cfg, params, _ = load(case)
-            (prompt,) = prompts(7)
-            made = generate_many(params, cfg, [prompt], max_new_tokens=N, eos_ids=(), batch_size=1)
-            assert made[0].tolist() == oracle(params, cfg, prompt)

@@ -31,14 +31,8 @@ def stated(case, cfg):
     if case in GEMMAS:  # the scale of attention is the reader's to know: per head
         return dataclasses.replace(cfg, attn_scale=cfg.head_dim**-0.5)
     if case in ("mistral", "qwen2"):  # windows are not recorded
-        return dataclasses.replace(cfg, family="llama" if case == "mistral" else "qwen2").__class__(
-            **{
-                **dataclasses.asdict(cfg),
-                "ropes": cfg.ropes,
-                "family": "llama" if case == "mistral" else "qwen2",
-                "layer_window": (0,) * cfg.layers,
-            }
-        )
+        family = "llama" if case == "mistral" else "qwen2"
+        return dataclasses.replace(cfg, family=family, layer_window=(0,) * cfg.layers)
     return cfg
 
 
@@ -136,15 +130,15 @@ def spoil(name):
         ({"change": add("blk.2.attn_k.weight", np.ones((16, 32)))}, "blk.2.attn_k.weight is unk"),
         (
             {"change": add("vision.weight", np.ones(3))},
-            "tensor vision.weight is unknown to a llama",
+            "vision.weight is unknown to a llama",
         ),
         (
             {"change": add("blk.0.ffn_up.weight", np.ones((9, 32)))},
-            r"shape \(32, 9\) for layers/mlp",
+            r"\(32, 9\) for layers/mlp/up",
         ),
         (
             {"change": add("blk.0.attn_q.weight", np.ones((9, 32)))},
-            r"shape \(32, 9\) for layers/at",
+            r"\(32, 9\) for layers/attn/q",
         ),
         ({"change": spoil("blk.0.ffn_up.weight")}, "blk.0.ffn_up.weight holds values that are NaN"),
         ({"change": add("rope_freqs.weight", [1, 5, 2, 8])}, "does not follow Llama 3's rule"),
@@ -167,15 +161,11 @@ def test_what_is_wrong_is_named(options, message, tmp_path):
 def test_unknown_architectures_and_types_are_refused(tmp_path):
     config, arrays = gguf_files.tensors("llama32")
     file = gguf_files.write(tmp_path / "a.gguf", "mamba", gguf_files.metadata(config), arrays)
-    with pytest.raises(
-        UserError, match="'mamba' is not supported. .*Allowed: gemma2, gemma3, gpt2"
-    ):
+    with pytest.raises(UserError, match="'mamba' is not supported.*Allowed: gemma2, gemma3"):
         read_gguf(file)
     arrays["blk.0.attn_v.weight"] = arrays["blk.0.attn_v.weight"].astype(np.int32)
     file = gguf_files.write(tmp_path / "b.gguf", "llama", gguf_files.metadata(config), arrays)
-    with pytest.raises(
-        UserError, match="blk.0.attn_v.weight has type I32. Allowed: F32, F16, BF16"
-    ):
+    with pytest.raises(UserError, match="blk.0.attn_v.weight has type I32. Allowed: F32"):
         read_gguf(file)
 
 

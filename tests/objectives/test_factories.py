@@ -1,0 +1,266 @@
+"""Objectives on a toy model: value and gradient against float64, and invariances."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from objectives import toy_lm as toy
+
+from jaxforget.combiners import weighted_sum
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.step import accumulated_gradients, split_rows, with_totals
+from jaxforget.engine.types import Scores
+from jaxforget.objectives import (
+    graddiff,
+    gradient_ascent_objective,
+    npo_objective,
+    sequence_logp,
+)
+
+FORGET, RETAIN = toy.examples(1, 7), toy.examples(2, 11)
+PARAMS, START = toy.params(0), toy.params(9)
+SPECS = {
+    "ga": gradient_ascent_objective(),
+    "graddiff": graddiff("nll"),
+    "graddiff_apart": graddiff("nll", together=False),
+    "graddiff_kl": graddiff("kl"),
+    "npo": npo_objective(0.7, retain="none"),
+    "npo_nll": npo_objective(0.7),
+    "npo_kl": npo_objective(0.7, retain="kl", together=False),
+}
+
+
+def batches(max_targets="bound", forget_order=None, retain_order=None, rows=(4, 4)):
+    return {
+        "forget": toy.pack(FORGET, rows[0], 3, max_targets, forget_order),
+        "retain": toy.pack(RETAIN, rows[1], 5, max_targets, retain_order),
+    }
+
+
+def evaluate(spec, some, params=PARAMS):
+    """Terms, metrics, gradient of each term; references made from what the spec declares."""
+    some = {role: some[role] for role in spec.needs.roles}
+    cached = {}
+    for role, fields in spec.needs.reference.items():
+        whole = toy.reference(START, some[role])
+        cached[role] = whole if "hidden" in fields else replace(whole, hidden=None, head=None)
+
+    @jax.jit
+    def terms_of(params, some, cached):
+        pull_back = jax.vjp(lambda p: spec.objective(toy.score, p, some, cached), params)
+        (terms, metrics), pull = pull_back
+        zero = jax.tree.map(jnp.zeros_like, (terms, metrics))
+        gradients = {}
+        for name in terms:
+            seed = ({**zero[0], name: jnp.ones(())}, zero[1])
+            (gradients[name],) = pull(seed)
+        return terms, metrics, gradients
+
+    return terms_of(params, some, cached)
+
+
+def expected_terms(name):
+    start = toy.float64(START)
+    forget = (
+        (lambda p: toy.npo64(p, start, FORGET, 0.7))
+        if name.startswith("npo")
+        else (lambda p: -toy.nll64(p, FORGET))
+    )
+    if name in ("ga", "npo"):
+        return {"forget": forget}
+    if name.endswith("kl"):
+        return {"forget": forget, "retain": lambda p: toy.kl64(p, start, RETAIN)}
+    return {"forget": forget, "retain": lambda p: toy.nll64(p, RETAIN)}
+
+
+def close(a, b, tolerance=1e-6):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
+    )
+
+
+@pytest.mark.parametrize("max_targets", ["bound", None])
+@pytest.mark.parametrize("name", SPECS)
+def test_value_and_gradient_of_every_term_equal_float64(name, max_targets):
+    spec = SPECS[name]
+    terms, _, gradients = evaluate(spec, batches(max_targets))
+    expected, start = expected_terms(name), toy.float64(PARAMS)
+    assert set(terms) == set(expected) == set(spec.terms)
+    for term, function in expected.items():
+        np.testing.assert_allclose(terms[term], function(start), rtol=2e-6, atol=2e-6)
+        close(gradients[term], toy.differences(function, start), 2e-5)
+
+
+def test_metrics_are_what_they_say():
+    _, metrics, _ = evaluate(SPECS["npo_nll"], batches())
+    ours = [v.sum() for v in toy.token_logps(toy.float64(PARAMS), FORGET)]
+    theirs = [v.sum() for v in toy.token_logps(toy.float64(START), FORGET)]
+    powers = [(np.exp(0.7 * a), np.exp(0.7 * b)) for a, b in zip(ours, theirs, strict=True)]
+    expected = {
+        "forget_logp": np.mean(ours),
+        "npo_weight": np.mean([2 * p / (p + r) for p, r in powers]),
+        "forget_tokens": sum(labelled.sum() for _, _, labelled in FORGET),
+        "retain_tokens": sum(labelled.sum() for _, _, labelled in RETAIN),
+    }
+    assert set(metrics) == set(expected)
+    close({k: metrics[k] for k in expected}, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_packing_elsewhere_changes_nothing(name):
+    shuffled = batches(
+        forget_order=[5, 2, 6, 0, 1, 4, 3],
+        retain_order=[10, 3, 7, 0, 9, 1, 2, 8, 5, 6, 4],
+        rows=(5, 8),
+    )
+    close(evaluate(SPECS[name], shuffled), evaluate(SPECS[name], batches()))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_shares_of_micro_batches_add_up_to_the_whole(name):
+    spec, some = SPECS[name], batches()
+    whole = evaluate(spec, some)
+    totals = {role: batch.totals for role, batch in with_totals(some).items()}
+    micros = split_rows(some, 2)
+    shares = []
+    for i in range(2):
+        part = jax.tree.map(lambda leaf, i=i: leaf[i], micros)
+        part = {role: replace(batch, totals=totals[role]) for role, batch in part.items()}
+        shares.append(evaluate(spec, part))
+    close(jax.tree.map(jnp.add, *shares), whole)
+
+
+@pytest.mark.parametrize("name", ["graddiff_kl", "npo_kl"])
+def test_the_engine_accumulates_them_to_the_same_gradient(name):
+    spec, some = SPECS[name], batches()
+    cached = {role: toy.reference(START, some[role]) for role in spec.needs.reference}
+    combiner = weighted_sum({"forget": 1.0, "retain": 0.5})
+
+    @partial(jax.jit, static_argnums=0)
+    def step(count):
+        return accumulated_gradients(
+            spec.objective, combiner, toy.score, PARAMS, some, cached, count
+        )
+
+    whole, parts = step(1), step(2)
+    close(parts, whole)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_rows_divided_over_devices_change_nothing(name):
+    some = batches(rows=(8, 16))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    divided = jax.device_put(some, NamedSharding(mesh, P("data")))
+    close(evaluate(SPECS[name], divided), evaluate(SPECS[name], some), 2e-6)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_batch_without_targets_has_zero_terms_and_gradients(name):
+    empty = {
+        role: replace(
+            batch,
+            mask=jnp.zeros_like(batch.mask),
+            segments=jnp.zeros_like(batch.segments),
+            example=jnp.full_like(batch.example, -1),
+        )
+        for role, batch in batches().items()
+    }
+    for leaf in jax.tree.leaves(evaluate(SPECS[name], empty)):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_row_without_examples_changes_nothing(name):
+    def with_empty_row(batch):
+        def grow(leaf, value):
+            return jnp.pad(leaf, ((0, 1), (0, 0)), constant_values=value)
+
+        filled = {"tokens": 3, "targets": 2, "example": -1}
+        fields = ("tokens", "targets", "segments", "positions", "mask", "example")
+        return replace(batch, **{f: grow(getattr(batch, f), filled.get(f, 0)) for f in fields})
+
+    some = batches()
+    grown = {role: with_empty_row(batch) for role, batch in some.items()}
+    close(evaluate(SPECS[name], grown), evaluate(SPECS[name], some))
+
+
+def test_one_example_a_row_is_a_row_of_its_own():
+    some = {
+        "forget": toy.pack(FORGET, 7, 1),
+        "retain": toy.pack(RETAIN, 11, 1),
+    }
+    close(evaluate(SPECS["npo_nll"], some), evaluate(SPECS["npo_nll"], batches()))
+
+
+def test_sequence_logp_sums_segments_and_ignores_what_is_masked():
+    scores = Scores(
+        logp=jnp.array([[-1.0, -2.0, -4.0, jnp.nan]]),
+        mask=jnp.array([[1.0, 1.0, 1.0, 0.0]]),
+        segments=jnp.array([[1, 2, 2, 2]]),
+        example=jnp.array([[4, 5, -1]]),
+    )
+    np.testing.assert_array_equal(sequence_logp(scores), [[-1.0, -6.0, 0.0]])
+    gradient = jax.grad(lambda v: sequence_logp(replace(scores, logp=v)).sum())(scores.logp)
+    np.testing.assert_array_equal(gradient, [[1.0, 1.0, 1.0, 0.0]])
+
+
+def test_the_starting_model_has_npo_loss_of_two_log_two_over_beta():
+    terms, metrics, gradients = evaluate(SPECS["npo"], batches(), START)
+    np.testing.assert_allclose(terms["forget"], 2 / 0.7 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(metrics["npo_weight"], 1.0, rtol=1e-6)
+
+    def mean_logp(p):
+        return np.mean([v.sum() for v in toy.token_logps(p, FORGET)])
+
+    close(gradients["forget"], toy.differences(mean_logp, toy.float64(START)), 2e-5)
+
+
+def test_the_starting_model_has_no_divergence_and_no_gradient_of_it():
+    terms, _, gradients = evaluate(SPECS["graddiff_kl"], batches(), START)
+    for leaf in jax.tree.leaves((terms["retain"], gradients["retain"])):
+        np.testing.assert_allclose(leaf, 0, atol=2e-7)
+
+
+def test_what_is_missing_is_named():
+    some = batches()
+    cached = {"forget": toy.reference(START, some["forget"])}
+    bare = {"retain": replace(toy.reference(START, some["retain"]), hidden=None, head=None)}
+    other = {"forget": toy.reference(START, toy.pack(FORGET, 4, 3, max_targets=None))}
+    cases = [
+        (SPECS["npo"], some, {}, "reference scores of 'forget'"),
+        (SPECS["npo_kl"], some, cached, "reference scores of 'retain'"),
+        (SPECS["graddiff_kl"], some, bare, "cache 'hidden'"),
+        (SPECS["npo"], some, other, "same packed batch"),
+        (SPECS["graddiff"], {"forget": some["forget"]}, {}, "needs a 'retain' batch"),
+    ]
+    for spec, given, reference, message in cases:
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(partial(spec.objective, toy.score), PARAMS, given, reference)
+
+
+def test_values_that_make_no_sense_are_refused_when_the_objective_is_made():
+    with pytest.raises(UserError, match="beta must be above 0"):
+        npo_objective(0.0)
+    with pytest.raises(UserError, match="Did you mean 'nll'"):
+        npo_objective(0.1, retain="nl")
+    with pytest.raises(UserError, match="Allowed: kl, nll"):
+        graddiff("none")
+
+
+def test_needs_are_declared():
+    needs = {name: (spec.needs.roles, dict(spec.needs.reference)) for name, spec in SPECS.items()}
+    both, logp, hidden = ("forget", "retain"), frozenset({"logp"}), frozenset({"hidden"})
+    assert needs == {
+        "ga": (("forget",), {}),
+        "graddiff": (both, {}),
+        "graddiff_apart": (both, {}),
+        "graddiff_kl": (both, {"retain": hidden}),
+        "npo": (("forget",), {"forget": logp}),
+        "npo_nll": (both, {"forget": logp}),
+        "npo_kl": (both, {"forget": logp, "retain": hidden}),
+    }

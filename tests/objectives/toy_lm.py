@@ -1,0 +1,133 @@
+"""A tiny language model without attention, packing by hand, and float64 losses for both."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxforget.engine.types import Head, ReferenceScores, Scores, TokenBatch, TokenStats
+from jaxforget_kernels import linear_cross_entropy
+
+VOCAB, WIDTH, LENGTH = 7, 3, 12
+
+
+def params(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"embed": (VOCAB, WIDTH), "mix": (WIDTH, WIDTH), "head": (VOCAB, WIDTH)}
+    return {name: jnp.asarray(rng.normal(size=s), jnp.float32) for name, s in shapes.items()}
+
+
+def score(p, batch):
+    rows, length = batch.tokens.shape
+    hidden = jnp.tanh(p["embed"][batch.tokens].reshape(-1, WIDTH) @ p["mix"])
+    hidden = hidden.reshape(rows, length, WIDTH)
+    targets, mask, segments = batch.targets, batch.mask, batch.segments
+    if batch.max_targets is not None:
+        slots = jnp.argsort(mask == 0, axis=1, stable=True)[:, : batch.max_targets]
+        targets, mask, segments = (
+            jnp.take_along_axis(x, slots, axis=1) for x in (targets, mask, segments)
+        )
+        segments = jnp.where(mask != 0, segments, 0)
+        hidden = jnp.take_along_axis(hidden, slots[:, :, None], axis=1)
+    logp, stats = linear_cross_entropy(hidden, p["head"], targets, stats=True)
+    return Scores(
+        logp=jnp.where(mask != 0, logp, 0.0),
+        mask=mask,
+        segments=segments,
+        example=batch.example,
+        hidden=hidden,
+        head=Head(p["head"]),
+        stats=TokenStats(*stats),
+        totals=batch.totals,
+    )
+
+
+def examples(seed, count, longest=4):
+    """Examples as (tokens, targets, labelled), a prompt token first."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        n = int(rng.integers(2, longest + 1))
+        ids = rng.integers(0, VOCAB, size=n + 1)
+        made.append((ids[:-1], ids[1:], np.arange(n) > 0))
+    return made
+
+
+def pack(some, rows, slots, max_targets="bound", order=None):
+    """Examples dealt to rows in turn, in the given order; `slots` examples a row at most."""
+    order = range(len(some)) if order is None else order
+    shape = rows, LENGTH
+    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
+    mask, example = np.zeros(shape, np.float32), np.full((rows, slots), -1, np.int32)
+    used, packed = [0] * rows, [0] * rows
+    for turn, number in enumerate(order):
+        row = turn % rows
+        ids, wanted, labelled = some[number]
+        at = slice(used[row], used[row] + len(ids))
+        tokens[row, at], targets[row, at], mask[row, at] = ids, wanted, labelled
+        segments[row, at], positions[row, at] = packed[row] + 1, np.arange(len(ids))
+        example[row, packed[row]] = number
+        used[row], packed[row] = used[row] + len(ids), packed[row] + 1
+    bound = int(mask.sum(1).max()) + 1 if max_targets == "bound" else max_targets
+    arrays = (jnp.asarray(a) for a in (tokens, targets, segments, positions, mask, example))
+    return TokenBatch(*arrays, max_targets=bound)
+
+
+@jax.jit
+def reference(p, batch):
+    s = score(p, batch)
+    return ReferenceScores(logp=s.logp, hidden=s.hidden, head=s.head)
+
+
+# --- float64, example by example ---
+
+
+def log_softmax(p, tokens):
+    hidden = np.tanh(p["embed"][tokens] @ p["mix"])
+    z = hidden @ p["head"].T
+    return (
+        z - z.max(-1, keepdims=True) - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1))[:, None]
+    )
+
+
+def token_logps(p, some):
+    """Log-probabilities of the labelled targets, one array an example."""
+    return [
+        log_softmax(p, tokens)[np.arange(len(tokens)), targets][labelled]
+        for tokens, targets, labelled in some
+    ]
+
+
+def nll64(p, some):
+    return -np.concatenate(token_logps(p, some)).mean()
+
+
+def npo64(p, start, some, beta):
+    pairs = zip(token_logps(p, some), token_logps(start, some), strict=True)
+    gaps = [a.sum() - b.sum() for a, b in pairs]
+    return np.mean([2 / beta * np.logaddexp(0, beta * gap) for gap in gaps])
+
+
+def kl64(p, start, some):
+    values = []
+    for tokens, _, labelled in some:
+        mine, theirs = log_softmax(p, tokens)[labelled], log_softmax(start, tokens)[labelled]
+        values.extend((np.exp(theirs) * (theirs - mine)).sum(-1))
+    return np.mean(values)
+
+
+def float64(p):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), p)
+
+
+def differences(function, p, step=1e-5):
+    """Gradient of a float64 function of parameters by central differences."""
+    gradient = jax.tree.map(np.zeros_like, p)
+    for name, leaf in p.items():
+        for index in np.ndindex(leaf.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = {**p, name: leaf.copy()}
+                moved[name][index] += sign * step
+                sides.append(function(moved))
+            gradient[name][index] = (sides[0] - sides[1]) / (2 * step)
+    return gradient
