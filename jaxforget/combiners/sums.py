@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -52,7 +52,7 @@ def weighted_sum(weights: Mapping[str, float]) -> Combiner:
     return Combiner(init=init, combine=combine, weights=fixed)
 
 
-def check_terms(weights: Mapping[str, float], terms: Mapping[str, Any]) -> None:
+def check_terms(weights: Mapping[str, float], terms: Iterable[str]) -> None:
     """Do weights and terms name the same things?
 
     Raises:

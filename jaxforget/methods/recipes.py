@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
-from jaxforget.combiners import weighted_sum
+from jaxforget.combiners import check_terms, weighted_sum
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import Combiner, Objective
 from jaxforget.objectives import (
@@ -183,6 +183,8 @@ def from_parts(name: str, spec: ObjectiveSpec, combiner: Combiner) -> Method:
       spec: objective and what it needs.
       combiner: see `jaxforget.combiners`.
     """
+    if combiner.weights is not None:
+        check_terms(combiner.weights, spec.terms)
     return Method(name, spec.objective, combiner, spec.needs.roles, spec.needs.reference)
 
 
