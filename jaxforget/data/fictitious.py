@@ -300,7 +300,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Any:
 
     Args:
       texts: what to count pairs in.
-      vocab_size: most entries, >= 260: the bytes, `<pad>`, `<bos>`, `<eos>` and merged pairs. It has
+      vocab_size: most entries, >= 260 (bytes, `<pad>`, `<bos>`, `<eos>`, merged pairs). It has
         fewer where no pair is left that occurs twice.
     Returns:
       transformers.PreTrainedTokenizerFast. It puts no beginning-of-sequence token first; its chat
