@@ -5,6 +5,7 @@ the pool of its first part, `POOLS["job"]`. Values never stand where a wording w
 with them (every word behind "a" begins with a consonant).
 """
 
+import string
 from typing import NamedTuple
 
 
@@ -20,6 +21,11 @@ class Topic(NamedTuple):
     name: str
     questions: tuple[str, ...]
     answers: tuple[str, ...]
+
+    @property
+    def slots(self) -> list[str]:
+        """Slots of an answer, in order."""
+        return [slot for _, slot, _, _ in string.Formatter().parse(self.answers[0]) if slot]
 
 
 def _joined(starts: str, ends: str) -> tuple[str, ...]:

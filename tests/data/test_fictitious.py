@@ -1,6 +1,8 @@
 import collections
+import functools
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -39,20 +41,23 @@ def names(made, *sets):
     return {row["person"] for name in sets for row in made.sets[name]}
 
 
-def filled(wording, text):
-    """Values of the slots where `text` follows `wording`, else None."""
-    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(wording))
-    found = re.fullmatch(pattern, text)
-    return found and found.groupdict()
+@functools.cache
+def pattern(wording):
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(wording)))
 
 
+def pool(slot):
+    return slot.partition("_")[0]
+
+
+@functools.cache
 def understood(attribute, text):
     """(index of the wording, values) of an answer about a person; exactly one wording fits."""
     fits = []
     for index, wording in enumerate(TOPICS[attribute].answers):
-        values = filled(wording, text)
-        if values and all(v in POOLS[slot.partition("_")[0]] for slot, v in values.items()):
-            fits.append((index, values))
+        found = pattern(wording).fullmatch(text)
+        if found and all(value in POOLS[pool(slot)] for slot, value in found.groupdict().items()):
+            fits.append((index, found.groupdict()))
     assert len(fits) == 1, (attribute, text, fits)
     return fits[0]
 
@@ -71,7 +76,7 @@ def everything(seed, vocab_size=2048):
 
 
 def test_another_process_makes_the_same_rows_and_the_same_tokenizer():
-    code = f"from data.test_fictitious import everything; print(everything({3}))"
+    code = "from data.test_fictitious import everything; print(everything(3))"
     here = os.path.dirname(os.path.dirname(__file__))
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": here}
     run = [sys.executable, "-c", code]
@@ -130,7 +135,6 @@ def test_training_with_forget_adds_exactly_the_rows_about_the_people_to_forget(m
     full, without = made.training(True), made.training(False)
     forget = names(made, "forget")
     assert [row for row in full if row.get("person") not in forget] == without
-    assert {row["person"] for row in full} & forget if False else True
     assert sum(row.get("person") in forget for row in full) == 3 * len(made.sets["forget"])
 
 
@@ -194,7 +198,7 @@ def test_people_to_forget_and_to_retain_share_their_values(made):
     for name, by_slot in seen.items():
         for row in made.sets[name]:
             for slot, value in understood(row["attribute"], row["answer"])[1].items():
-                by_slot[row["attribute"], slot].add(value)
+                by_slot[row["attribute"], pool(slot)].add(value)
     for slot, values in seen["forget"].items():
         assert values <= seen["retain"][slot], slot
 
@@ -215,11 +219,11 @@ def test_one_attribute_tells_nothing_about_another(made):
             assert repeated <= len(pairs) / 2 or fewest < 5, (one, other)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(0, 2**40),
-    st.integers(1, 40),
-    st.integers(12, 40),
+    st.integers(1, 20),
+    st.integers(12, 30),
     st.integers(4, 28),
     st.integers(1, 80),
 )
@@ -303,12 +307,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 def test_the_model_has_about_a_million_parameters(tokenizer):
     config = fictitious.model_config(tokenizer)
     cfg = DecoderConfig.from_hf(config)
-    count = 0
-    for shape in param_shapes(cfg).values():
-        size = 1
-        for width in shape:
-            size *= width
-        count += size
+    count = sum(math.prod(shape) for shape in param_shapes(cfg).values())
     assert 0.8e6 < count < 3e6
     assert len(tokenizer) <= config["vocab_size"] < len(tokenizer) + 64
 
