@@ -124,6 +124,23 @@ def report(
 
 
 @app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="HF folder or id, .gguf file or run directory.")],
+    folder: Annotated[pathlib.Path, typer.Argument(help="Hugging Face folder to write.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write any model that can be read as a Hugging Face folder."""
+    with _errors(debug):
+        from jaxforget.models.language_model import load
+
+        load(model, dtype=dtype).save_pretrained(folder)
+        typer.echo(str(folder))
+
+
+@app.command()
 def methods(as_json: Json = False) -> None:
     """List the unlearning methods: formula, source, what each needs."""
     with _errors(False):
@@ -133,14 +150,9 @@ def methods(as_json: Json = False) -> None:
         if as_json:
             typer.echo(json.dumps(rows))
             return
-        from rich.table import Table
+        from jaxforget.report.tables import plain_table
 
-        view = Table(box=None, padding=(0, 2, 0, 0))
-        for column in rows[0]:
-            view.add_column(column)
-        for row in rows:
-            view.add_row(*row.values())
-        _rich().print(view)
+        _rich().print(plain_table(rows))
 
 
 @app.command()
@@ -171,7 +183,7 @@ def _errors(debug: bool) -> Iterator[None]:
     """One clear message and exit code 2 for what a user can mend; no traceback unless asked."""
     from jaxforget.engine.errors import UserError
 
-    _quiet_logs()
+    quiet_logs()
     try:
         yield
     except UserError as error:
@@ -184,6 +196,12 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
     except typer.Exit:
         raise
+    except OSError as error:  # a full disk, a folder that may not be written
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        raise typer.Exit(2) from None
     except Exception as error:
         if debug:
             raise
@@ -192,8 +210,8 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _quiet_logs() -> None:
-    """Warnings of ours on the terminal; the run's log.txt has everything."""
+def quiet_logs() -> None:
+    """Warnings of ours alone on the terminal; a run's log.txt has everything."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)

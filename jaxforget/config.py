@@ -5,6 +5,7 @@ Every error names the key, what it got and what is allowed.
 
 import dataclasses
 import functools
+import math
 import pathlib
 import types
 import typing
@@ -21,6 +22,7 @@ from jaxforget.data.template import Template
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
+from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
 
 
 def _named(key: str) -> BeforeValidator:
@@ -123,7 +125,8 @@ class UnlearnConfig:
       resume: "auto" continues a run directory; "never" refuses one that exists.
       dtype: of the master weights.
       export_dtype: of the exported weights; None: as they were stored.
-      max_length: most tokens of one example.
+      max_length: most tokens of one example, at most the model's context; None: 512, or the
+        context where that is shorter.
     """
 
     model: str
@@ -136,7 +139,7 @@ class UnlearnConfig:
     resume: Literal["auto", "never"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    max_length: Annotated[int, Ge(2)] = 512
+    max_length: Annotated[int, Ge(2)] | None = None
     template: Template = field(default_factory=Template)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -165,7 +168,7 @@ class FinetuneConfig:
     resume: Literal["auto", "never"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    max_length: Annotated[int, Ge(2)] = 512
+    max_length: Annotated[int, Ge(2)] | None = None
     template: Template = field(default_factory=Template)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -189,7 +192,7 @@ class EvaluateConfig:
     run_dir: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["float32", "bfloat16"] = "float32"
-    max_length: Annotated[int, Ge(2)] = 512
+    max_length: Annotated[int, Ge(2)] | None = None
     template: Template = field(default_factory=Template)
 
 
@@ -214,7 +217,7 @@ def load[C](schema: type[C], path: str | pathlib.Path | None, overrides: Iterabl
       UserError: unreadable file, unknown key (with the closest one), value of a wrong type or
         out of range; every fault at once.
     """
-    tree = {} if path is None else _read(pathlib.Path(path))
+    tree = {} if path is None else read_yaml(pathlib.Path(path))
     for override in overrides:
         _apply(tree, override)
     return build(schema, tree, str(path or "overrides"))
@@ -223,10 +226,29 @@ def load[C](schema: type[C], path: str | pathlib.Path | None, overrides: Iterabl
 def build[C](schema: type[C], tree: Mapping[str, Any], source: str = "config") -> C:
     """Validate a nested mapping against a schema; see `load`."""
     try:
-        return _adapter(schema).validate_python(dict(tree), extra="forbid")
+        config = _adapter(schema).validate_python(dict(tree), extra="forbid")
     except ValidationError as error:
         lines = [_explain(schema, fault, source) for fault in error.errors()]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
+    _refuse_infinite(dataclasses.asdict(config), source)
+    return config
+
+
+def _refuse_infinite(tree: Mapping[str, Any], where: str, parents: str = "") -> None:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            _refuse_infinite(value, where, f"{parents}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {parents}{key}: must be a finite number (got {value})")
+
+
+def resolve[C](schema: type[C], given: C | Mapping[str, Any] | str | pathlib.Path) -> C:
+    """A configuration from itself, from a nested mapping, or from the path of a YAML file."""
+    if isinstance(given, schema):
+        return given
+    if isinstance(given, (str, pathlib.Path)):
+        return load(schema, given)
+    return build(schema, typing.cast(Mapping[str, Any], given))
 
 
 @functools.cache
@@ -255,36 +277,27 @@ def identity(config: Any) -> dict[str, Any]:
     return tree
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"config {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"config {path}: not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path}: not valid YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path}: must be a mapping of keys, is a {type(tree).__name__}")
-    return tree
-
-
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: must be key=value, for example train.epochs=3")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: not a YAML value: {error}") from error
+        raise UserError(
+            f"override {override!r}: not a YAML value: {explain_yaml(error)}"
+        ) from error
     node, (*parents, leaf) = tree, key.split(".")
     for parent in parents:
         child = node.get(parent)
         if isinstance(child, str):  # a bare name or path stands for its mapping
             child = {"name" if parent == "method" else "path": child}
-        node[parent] = child if isinstance(child, dict) else {}
+        if not isinstance(child, dict | None):
+            raise UserError(
+                f"override {override!r}: {parent} is a {type(child).__name__} without keys of its "
+                f"own; set it whole, {parent}=..."
+            )
+        node[parent] = child or {}
         node = node[parent]
     if key == "method.name" and node.get("name") not in (None, value):
         node.clear()  # another method: the old one's parameters do not belong to it
@@ -299,6 +312,7 @@ def _explain(schema: Any, fault: Any, source: str) -> str:
     if fault["type"] in ("missing", "missing_argument"):
         return f"{source}: {where}: missing; it has no default"
     got = "" if isinstance(fault["input"], Mapping) else f" (got {fault['input']!r})"
+    got += "; allowed is 'start:stop' in quotes" if path[-1:] == ["rows"] else ""
     return f"{source}: {where}: {fault['msg']}{got}"
 
 

@@ -64,8 +64,8 @@ def load_records(source: DataSource) -> list[Record]:
       counted warning.
     Raises:
       UserError: missing or unreadable file, nothing in it, bad JSON, a column that is not there,
-        a value of the wrong type, a blank answer, a slice out of range, an unknown dataset id;
-        names the file and the line or row.
+        a value of the wrong type, a blank prompt or answer, a slice out of range, an unknown
+        dataset id; names the file and the line or row.
     """
     file = pathlib.Path(source.path).expanduser()
     kind, label, lines = _kind(source, file), source.path, None
@@ -253,6 +253,11 @@ def _record(
 ) -> Record:
     extra = {key: value for key, value in row.items() if key not in (prompt, answer)}
     asked = "" if prompt is None else _text(row, prompt, where)
+    if prompt is not None and not asked.strip():
+        raise UserError(
+            f"{where}: {prompt!r} is blank; to learn answers as plain text, without prompts, set "
+            f"`columns: {{text: {answer}}}`"
+        )
     answered = _text(row, answer, where)
     if not answered.strip():
         raise UserError(f"{where}: {answer!r} is blank; an answer must have at least one character")

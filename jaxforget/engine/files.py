@@ -8,10 +8,21 @@ from typing import Any
 
 
 def write_atomically(path: str | pathlib.Path, data: str | bytes) -> None:
-    """Write `data` to a temporary sibling, flush it to disk, rename it onto `path`."""
+    """Write `data` to a temporary sibling, flush it to disk, rename it onto `path`.
+
+    Raises:
+      OSError: with `path` as its file name, whatever step failed; what was there is unharmed.
+    """
     path = pathlib.Path(path)
+    try:
+        _write(path, data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _write(path: pathlib.Path, payload: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    payload = data.encode() if isinstance(data, str) else data
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

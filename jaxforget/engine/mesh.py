@@ -44,9 +44,10 @@ class MeshConfig:
     """Sizes of the mesh axes.
 
     Attributes:
-      data: replicas that divide the rows; -1 takes all devices the other axes leave.
-      fsdp: shards that divide rows, parameters and optimizer state.
-      tensor: shards that divide the inner dimensions of every matrix.
+      data: replicas that divide the rows; -1 takes all devices the other axes leave, or none
+        where another axis is -1 and takes them.
+      fsdp: shards that divide rows, parameters and optimizer state; -1 as above.
+      tensor: shards that divide the inner dimensions of every matrix; -1 as above.
     """
 
     data: int = -1
@@ -62,6 +63,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
+    if config.data == -1 and -1 in sizes[1:]:
+        sizes[0] = 1
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(f"mesh: sizes must be >= 1, at most one of them -1; got {config}")
     rest = math.prod(size for size in sizes if size != -1)

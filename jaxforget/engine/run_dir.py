@@ -67,6 +67,11 @@ class RunDirectory:
         """Messages of the run."""
         return self.path / "log.txt"
 
+    def begun(self) -> bool:
+        """Is there anything that took work: results, or a complete checkpoint?"""
+        saved = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return self.results.exists() or any(entry.name.isdigit() for entry in saved)
+
 
 def open_run(path: str | pathlib.Path, *, resume: str) -> RunDirectory:
     """Make the directory, or accept an existing one when `resume` allows.
@@ -91,14 +96,21 @@ def lock(run: RunDirectory) -> IO[str]:
     """Hold the directory for this process until the returned file is closed.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or it cannot be written or locked.
     """
-    handle = (run.path / f".lock{jax.process_index()}").open("w")
+    try:
+        handle = (run.path / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"run_dir: cannot write in {run.path}: {error.strerror}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         handle.close()
-        raise UserError(f"{run.path} is in use by another process") from None
+        if not isinstance(error, BlockingIOError):
+            raise UserError(f"run_dir: cannot lock {run.path}: {error.strerror}") from error
+        raise UserError(
+            f"{run.path} is in use by another process; wait for it or choose another run_dir"
+        ) from None
     return handle
 
 
@@ -113,17 +125,22 @@ def write_config(run: RunDirectory, text: str, comparable: str) -> None:
       UserError: the directory was made with another configuration; names the keys that differ.
     """
     identity = run.path / ".identity.json"
-    if identity.exists() and (run.checkpoints.exists() or run.results.exists()):
-        old, new = json.loads(identity.read_text()), json.loads(comparable)
-        different = sorted(_differences(old, new))
+    if identity.exists() and run.begun():
+        try:
+            old = json.loads(identity.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{identity} is damaged ({error}), so this run cannot be resumed; choose another "
+                "run_dir or delete it"
+            ) from None
+        different = sorted(_differences(old, json.loads(comparable)))
         if different:
             raise UserError(
                 f"{run.path} holds a run with another configuration ({', '.join(different)}); "
                 "choose another run_dir or delete it"
             )
-    if jax.process_index() == 0:
-        write_atomically(run.config, text)
-        write_atomically(identity, comparable)
+    write_atomically(run.config, text)
+    write_atomically(identity, comparable)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -96,7 +96,7 @@ def train(
     *,
     start: int = 0,
     checkpoints: Checkpoints | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Callable[[], Mapping[str, Any]] = dict,
     listen: Callable[[Progress], None] = lambda _: None,
     after_step: Callable[[int, State], None] | None = None,
 ) -> State:
@@ -110,7 +110,7 @@ def train(
       cadence: see `Cadence`.
       start: steps already taken.
       checkpoints: where to save; None: nowhere.
-      data: saved with each checkpoint (identifies the data order).
+      data: called at each checkpoint for what is saved with it (identifies the data order).
       listen: called at every logged step.
       after_step: called with (steps taken, state) after every dispatch; must not keep the state.
     Returns:
@@ -126,7 +126,7 @@ def train(
         if pending is not None:
             _report(pending, cadence, listen)
             pending = None
-        if done % cadence.log_every == 0 or done in (start + 1, cadence.steps):
+        if done % cadence.log_every == 0 or done in (1, cadence.steps):
             pending = (done, metrics, meter)
             meter = _Meter()
         if after_step is not None:
@@ -136,7 +136,7 @@ def train(
             if pending is not None:  # never save past a run that must stop
                 _report(pending, cadence, listen)
                 pending = None
-            checkpoints.save(done, state, dict(data or {}))
+            checkpoints.save(done, state, dict(data()))
     if pending is not None:
         _report(pending, cadence, listen)
     if checkpoints is not None:

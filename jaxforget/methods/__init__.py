@@ -7,8 +7,19 @@ from jaxforget.methods.recipes import (
     from_config,
     from_parts,
     get,
+    markdown,
     names,
     table,
 )
 
-__all__ = ["RECIPES", "Method", "Recipe", "from_config", "from_parts", "get", "names", "table"]
+__all__ = [
+    "RECIPES",
+    "Method",
+    "Recipe",
+    "from_config",
+    "from_parts",
+    "get",
+    "markdown",
+    "names",
+    "table",
+]

@@ -215,3 +215,14 @@ def table() -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def markdown() -> str:
+    """`table` for documentation."""
+    rows = table()
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")

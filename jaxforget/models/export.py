@@ -112,8 +112,10 @@ def _recover(place: pathlib.Path, part: pathlib.Path, old: pathlib.Path) -> None
 
 
 def _flush(folder: pathlib.Path) -> None:
-    """Have everything on disk before the rename says that it is complete."""
+    """Have everything readable and on disk before the rename says that it is complete."""
     for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(0o644)  # safetensors makes its files the owner's alone
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

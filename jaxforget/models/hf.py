@@ -61,7 +61,10 @@ def read_hf(
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
-    cfg = families.from_hf(config)
+    try:
+        cfg = families.from_hf(config)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None  # it begins with config.json
     wanted = dtype_named(dtype)
     with TensorFolder(folder, check_finite=check_finite) as tensors:
         if config["model_type"] == "gemma3":

@@ -93,14 +93,25 @@ def shown(value: Any) -> str:
 
 def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     """A rich table of report rows, for the command line."""
+    cells = [{key: row.get(key) for key in COLUMNS} for row in rows]
+    for row in cells:
+        if row["seconds"] is not None:
+            row["seconds"] = f"{row['seconds']:.1f}"
+    return plain_table(cells)
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A rich table without frames, a column for each key of the first row.
+
+    Headings break at underscores, so that a table of ten columns fits a terminal.
+    """
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "name" else "right")
+    for column in rows[0]:
+        text = any(isinstance(row[column], str) and column != "seconds" for row in rows)
+        heading = column.replace("_", " ")
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for row in rows:
-        cells = {key: row.get(key) for key in COLUMNS}
-        if cells["seconds"] is not None:
-            cells["seconds"] = f"{cells['seconds']:.1f}"
-        table.add_row(*(shown(cells[key]) for key in COLUMNS))
+        table.add_row(*map(shown, row.values()))
     return table

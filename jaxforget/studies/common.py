@@ -7,7 +7,7 @@ import logging
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +21,7 @@ from jaxforget.data.sets import TokenisedSet, check_vocabulary
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.data.tokenise import tokenise_cached
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, lock, open_run, write_config
 from jaxforget.engine.runtime import use_compile_cache
 from jaxforget.engine.train import Progress
@@ -28,9 +29,11 @@ from jaxforget.engine.tree import Params
 from jaxforget.models import Compute
 from jaxforget.models.hf import read_config
 from jaxforget.models.language_model import LanguageModel, from_scratch, load
+from jaxforget.models.tokenizer import read_tokenizer
 
 log = logging.getLogger(__name__)
 
+LONGEST = 512  # tokens of an example where nothing is configured
 PACKAGES = ("jaxforget", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
 
@@ -70,45 +73,76 @@ class Result:
 @contextlib.contextmanager
 def opened(config: Any) -> Iterator[RunDirectory]:
     """The run directory, locked, its configuration checked and recorded, its log attached."""
-    run = open_run(config.run_dir, resume=getattr(config, "resume", "auto"))
-    with lock(run):
-        write_config(run, configs.to_yaml(config), json.dumps(configs.identity(config)))
+    run = RunDirectory(pathlib.Path(config.run_dir).absolute())
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            open_run(run.path, resume=getattr(config, "resume", "auto"))
+            stack.enter_context(lock(run))
+            write_config(run, configs.to_yaml(config), json.dumps(configs.identity(config)))
+            stack.enter_context(_logged(run))
+
+        on_first(claim)
         use_compile_cache(run.cache / "programs")
-        handler = logging.FileHandler(run.log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        package = logging.getLogger("jaxforget")
-        level = package.level
-        package.addHandler(handler)
-        package.setLevel(logging.INFO)
-        try:
-            yield run
-        finally:
-            package.removeHandler(handler)
-            package.setLevel(level)
-            handler.close()
+        yield run
+
+
+@contextlib.contextmanager
+def _logged(run: RunDirectory) -> Iterator[None]:
+    handler = logging.FileHandler(run.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package = logging.getLogger("jaxforget")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
 
 
 def load_model(config: Any) -> LanguageModel:
-    """The starting model with the configured dtypes."""
+    """The starting model with the configured dtypes, and a tokenizer.
+
+    Raises:
+      UserError: see `load`; no tokenizer; `max_length` above the model's context.
+    """
     train = getattr(config, "train", None)
     compute = Compute(
         dtype=train.compute if train else config.compute, remat=train.remat if train else "none"
     )
     if getattr(config, "initialise", "pretrained") == "random":
-        return _from_scratch(pathlib.Path(config.model), config.train.seed, compute)
-    return load(config.model, dtype=config.dtype, compute=compute)
+        folder = pathlib.Path(config.model).expanduser()
+        hf_config, tokenizer = read_config(folder), read_tokenizer(folder)
+        try:
+            lm = from_scratch(hf_config, tokenizer, config.train.seed, compute)
+        except UserError as error:
+            raise UserError(f"model: {folder}: {error}") from None
+    else:
+        lm = load(config.model, dtype=config.dtype, compute=compute)
+    if lm.tokenizer is None:
+        raise UserError(f"model: {config.model} has no tokenizer; add its tokenizer.json")
+    longest(config, lm)
+    return lm
 
 
-def _from_scratch(folder: pathlib.Path, seed: int, compute: Compute) -> LanguageModel:
-    """Random weights for the config.json and tokenizer of a folder."""
-    from transformers import AutoTokenizer
+def longest(config: Any, lm: LanguageModel) -> int:
+    """Most tokens of one example, as configured or as the model allows.
 
-    hf_config = read_config(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: no tokenizer can be read from {folder}: {error}") from error
-    return from_scratch(hf_config, tokenizer, seed, compute)
+    Raises:
+      UserError: more are configured than the model's context holds.
+    """
+    context = lm.config.max_positions
+    if config.max_length is None:
+        return min(LONGEST, context)
+    if config.max_length > context:
+        raise UserError(
+            f"max_length: {config.max_length} is more than the model's context "
+            f"(max_position_embeddings); allowed: at most {context}"
+        )
+    return config.max_length
 
 
 def load_set(
@@ -116,15 +150,23 @@ def load_set(
 ) -> tuple[list[Record], TokenisedSet]:
     """Records of a source and their tokens, checked against the model's vocabulary."""
     records = load_records(source)
-    tokenised = tokenise_cached(
-        records,
-        lm.tokenizer,
-        config.template,
-        max_length=config.max_length,
-        cache_dir=run.cache,
-    )
+    return records, tokens_of(records, lm, config, run)
+
+
+def tokens_of(
+    records: Sequence[Record], lm: LanguageModel, config: Any, run: RunDirectory
+) -> TokenisedSet:
+    """Tokens of records, cached in the run directory and checked against the vocabulary."""
+    with first_before_others():
+        tokenised = tokenise_cached(
+            records,
+            lm.tokenizer,
+            config.template,
+            max_length=longest(config, lm),
+            cache_dir=run.cache,
+        )
     check_vocabulary(tokenised, lm.config.vocab_size)
-    return records, tokenised
+    return tokenised
 
 
 def environment() -> dict[str, Any]:

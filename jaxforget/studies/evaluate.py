@@ -2,12 +2,14 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
+from jaxforget import config as configs
 from jaxforget.config import EvaluateConfig, SuiteConfig, suite_sources
+from jaxforget.data.records import Record, variants
 from jaxforget.data.sources import load_records
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import RunDirectory, write_results
@@ -22,21 +24,26 @@ from jaxforget.studies.common import (
     config_digest,
     environment,
     load_model,
+    longest,
     opened,
     peak_bytes,
 )
 
 
-def evaluate(config: EvaluateConfig, events: Events = SILENT) -> Result:
+def evaluate(
+    config: EvaluateConfig | Mapping[str, Any] | str | pathlib.Path, events: Events = SILENT
+) -> Result:
     """Score a model without training it.
 
     Args:
-      config: see `EvaluateConfig`.
+      config: an `EvaluateConfig`, the same as a nested mapping, or the path of its YAML file.
       events: see `Events`.
     Raises:
       UserError: anything the user can mend.
     """
+    config = configs.resolve(EvaluateConfig, config)
     with opened(config) as run:
+        read_suite(config.evaluate, run)
         lm = load_model(config)
         events.stage("evaluating")
         watch = Stopwatch()
@@ -53,6 +60,47 @@ def evaluate(config: EvaluateConfig, events: Events = SILENT) -> Result:
         write_results(run, results)
         write_page(run)
         return Result(None, results["metrics"], run)
+
+
+def read_suite(
+    suite: SuiteConfig, run: RunDirectory
+) -> tuple[dict[str, list[Record]], Mapping[str, Any] | None]:
+    """The suite's records by set, and the oracle's results where one is named.
+
+    Every study calls it before it computes anything, so that hours of training do not end in a
+    misspelt file name.
+
+    Raises:
+      UserError: no set, a set that cannot be read, or an oracle that cannot be compared.
+    """
+    sources = suite_sources(suite)
+    if not sources:
+        raise UserError(
+            "evaluate: names no set. Allowed: forget, retain, real_authors, world_facts."
+        )
+    sets = {name: load_records(source)[: suite.limit] for name, source in sources.items()}
+    for records in sets.values():
+        for key in ("perturbed_answer", "paraphrased_answer"):
+            if any(key in record.extra for record in records):
+                variants(records, key)
+    if suite.oracle is None:
+        return sets, None
+    oracle = _load_oracle(suite.oracle, run)
+    _check_comparable(sets.get("forget", []), oracle)
+    return sets, oracle
+
+
+def _check_comparable(forget: Sequence[Record], oracle: Mapping[str, Any]) -> None:
+    if not any("perturbed_answer" in record.extra for record in forget):
+        raise UserError(
+            "evaluate.oracle: nothing to compare with it; evaluate.forget must be a set with a "
+            "column perturbed_answer"
+        )
+    if [record.row for record in forget] != oracle["evaluation"]["rows"]["forget"]["row"]:
+        raise UserError(
+            "evaluate.oracle: it was evaluated on other rows of the forget set than "
+            f"{forget[0].source} and evaluate.limit name here"
+        )
 
 
 def run_suite(
@@ -72,19 +120,13 @@ def run_suite(
       run: the run directory, so that a run cannot be its own oracle.
       events: told how far it is.
     """
-    sources = suite_sources(suite)
-    if not sources:
-        raise UserError(
-            "evaluate: names no set. Allowed: forget, retain, real_authors, world_facts."
-        )
-    sets = {name: load_records(source)[: suite.limit] for name, source in sources.items()}
-    oracle = None if suite.oracle is None else _load_oracle(suite.oracle, run)
+    sets, oracle = read_suite(suite, run)
     result = tofu.evaluate(
         lm,
         jax.device_put(params),
         sets,
         template=config.template,
-        max_length=config.max_length,
+        max_length=longest(config, lm),
         oracle=oracle["evaluation"]["rows"]["forget"] if oracle else None,
         generate=suite.generate,
         max_new_tokens=suite.max_new_tokens,

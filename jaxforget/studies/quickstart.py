@@ -17,9 +17,9 @@ from jaxforget.report import load_run, write_report
 from jaxforget.studies.common import SILENT, Events
 from jaxforget.studies.unlearn import finetune, unlearn
 
-# learning rate and epochs are the only choices; they were picked once, on seed 0
+# chosen on seed 0 of the people and checked on seeds 1 to 3
 TEACH: Mapping[str, Any] = {
-    "train": {"epochs": 40, "batch_size": 32, "compute": "float32", "log_every": 20},
+    "train": {"epochs": 20, "batch_size": 32, "compute": "float32", "log_every": 20},
     "optimizer": {
         "learning_rate": 3e-3,
         "schedule": "cosine",
@@ -28,9 +28,9 @@ TEACH: Mapping[str, Any] = {
     },
 }
 FORGET: Mapping[str, Mapping[str, Any]] = {
-    "graddiff": {"method": {"name": "graddiff"}, "rate": 1e-4, "epochs": 5},
-    "kl_min": {"method": {"name": "kl_min"}, "rate": 1e-4, "epochs": 5},
-    "npo": {"method": {"name": "npo", "beta": 0.1}, "rate": 5e-4, "epochs": 10},
+    "graddiff": {"method": {"name": "graddiff"}, "rate": 3e-4, "epochs": 15},
+    "kl_min": {"method": {"name": "kl_min"}, "rate": 3e-4, "epochs": 15},
+    "npo": {"method": {"name": "npo", "beta": 0.3}, "rate": 5e-4, "epochs": 20},
 }
 SETS = ("forget", "retain", "real_authors", "world_facts")
 

@@ -1,6 +1,8 @@
 """From a loaded model and tokenised sets to trained parameters, for every training study."""
 
+import dataclasses
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +43,15 @@ class Trained:
       steps: taken in all.
       tokens_per_second, step_ms: medians over logged intervals of this process, without the
         first (which compiles); None where no step was taken.
+      seconds: from the caller's clock, of all processes that led to these parameters: what a
+        killed one did after its last checkpoint is done again and counts once.
     """
 
     params: Params
     steps: int
     tokens_per_second: float | None
     step_ms: float | None
+    seconds: float
 
 
 def divide(
@@ -68,13 +73,34 @@ def divide(
             targets=lora.targets,
         )
         return trained, merge(lm.params, extra)
-    trained, frozen = split(lm.params, matches(settings.trainable or ""))
+    try:
+        chosen = matches(settings.trainable or "")
+    except re.error as error:
+        raise UserError(
+            f"train.trainable {settings.trainable!r} is no regular expression: {error}"
+        ) from None
+    trained, frozen = split(lm.params, chosen)
     if not trained:
         raise UserError(
             f"train.trainable {settings.trainable!r} matches no parameter. Paths: "
             f"{', '.join(flatten(lm.params))}."
         )
     return trained, frozen
+
+
+def refuse_early(
+    lm: LanguageModel,
+    sets: Mapping[str, TokenisedSet],
+    settings: TrainConfig,
+    optimizer: OptimizerConfig,
+    lora: LoraConfig | None,
+) -> None:
+    """Raise, before anything is computed, the UserError that training would end in."""
+    make_optimizer(optimizer, 1)
+    PairedBatches(sets, settings.batch_size, settings.seed, settings.row_length)
+    jax.eval_shape(
+        lambda params: divide(dataclasses.replace(lm, params=params), lora, settings), lm.params
+    )
 
 
 def plan_batches(
@@ -97,6 +123,7 @@ def train_model(
     optimizer: OptimizerConfig,
     lora: LoraConfig | None,
     mesh: Mesh,
+    clock: Callable[[], float],
     listen: Callable[[Progress], None] = lambda _: None,
 ) -> Trained:
     """Train, logging to and resuming from the run directory.
@@ -108,6 +135,7 @@ def train_model(
       run: directory for metrics and checkpoints.
       settings, optimizer, lora: see the configuration.
       mesh: of the run.
+      clock: seconds since this process began what is to be timed.
       listen: told of every logged step.
     """
     batches, steps = plan_batches(sets, settings, mesh)
@@ -131,10 +159,10 @@ def train_model(
     identity = {"fingerprint": batches.fingerprint, "steps": steps}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
         restored = checkpoints.restore(state)
-        start = 0
+        start, before = 0, 0.0
         if restored is not None:
             _check_same(restored.data, identity, run)
-            state, start = restored.state, restored.step
+            state, start, before = restored.state, restored.step, restored.data.get("seconds", 0.0)
             log.info("resuming after step %d of %d", start, steps)
         stream, watch = MetricsStream(run, resume_step=start), _Watch(listen)
         watch.attach(stream, make_schedule(optimizer, steps))
@@ -148,13 +176,14 @@ def train_model(
                 cadence,
                 start=start,
                 checkpoints=checkpoints,
-                data=identity,
+                data=lambda: {**identity, "seconds": before + clock()},
                 listen=watch,
             )
         finally:
             inputs.close()
             stream.close()
-    return Trained(merge(frozen, state.params), steps, *watch.medians())
+    seconds = before if start == steps else round(before + clock(), 3)
+    return Trained(merge(frozen, state.params), steps, *watch.medians(), seconds)
 
 
 def _check_same(saved: Mapping[str, Any], identity: Mapping[str, Any], run: RunDirectory) -> None:

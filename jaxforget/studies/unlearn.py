@@ -2,11 +2,11 @@
 
 import json
 import logging
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
+from jaxforget import config as configs
 from jaxforget import methods
 from jaxforget.combiners import weighted_sum
 from jaxforget.config import FinetuneConfig, UnlearnConfig
@@ -14,6 +14,7 @@ from jaxforget.data.records import Record, refuse_overlap
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
@@ -31,47 +32,57 @@ from jaxforget.studies.common import (
     opened,
     peak_bytes,
     to_host,
+    tokens_of,
 )
-from jaxforget.studies.evaluate import run_suite, write_page
+from jaxforget.studies.evaluate import read_suite, run_suite, write_page
 from jaxforget.studies.reference import with_reference
-from jaxforget.studies.training import Trained, train_model
+from jaxforget.studies.training import Trained, refuse_early, train_model
 
 log = logging.getLogger(__name__)
 
 FINETUNE = "finetune"
 
 
-def unlearn(config: UnlearnConfig, events: Events = SILENT) -> Result:
+def unlearn(
+    config: UnlearnConfig | Mapping[str, Any] | str | pathlib.Path, events: Events = SILENT
+) -> Result:
     """Make a model forget `config.forget` and keep `config.retain`.
 
     Args:
-      config: see `UnlearnConfig`.
+      config: an `UnlearnConfig`, the same as a nested mapping, or the path of its YAML file.
       events: see `Events`.
     Returns:
       See `Result`. The run directory holds the exported model under `model/`.
     Raises:
       UserError: anything the user can mend; nothing already written is harmed.
     """
+    config = configs.resolve(UnlearnConfig, config)
     method = methods.from_config(config.method)
     with opened(config) as run:
         finished = _finished(run, config)
         if finished is not None:
             return finished
+        for role in method.roles:
+            if getattr(config, role, None) is None:
+                raise UserError(f"{role}: method {method.name!r} needs this data set; name a file")
+        if config.evaluate is not None:
+            read_suite(config.evaluate, run)
         lm = load_model(config)
         events.stage("reading data")
         sets, records = {}, {}
         for role in method.roles:
-            source = getattr(config, role, None)
-            if source is None:
-                raise UserError(f"{role}: method {method.name!r} needs this data set; name a file")
+            source = getattr(config, role)
             records[role], sets[role] = load_set(source, lm, config, run)
         if "retain" in records:
             refuse_overlap(records["forget"], records["retain"])
         return _run(config, method, lm, sets, run, events)
 
 
-def finetune(config: FinetuneConfig, events: Events = SILENT) -> Result:
+def finetune(
+    config: FinetuneConfig | Mapping[str, Any] | str | pathlib.Path, events: Events = SILENT
+) -> Result:
     """Teach a model `config.data` by maximum likelihood; see `unlearn` for the rest."""
+    config = configs.resolve(FinetuneConfig, config)
     spec = nll_objective()
     method = methods.from_parts(FINETUNE, spec, weighted_sum({"nll": 1.0}))
     (role,) = method.roles
@@ -79,22 +90,14 @@ def finetune(config: FinetuneConfig, events: Events = SILENT) -> Result:
         finished = _finished(run, config)
         if finished is not None:
             return finished
+        if config.evaluate is not None:
+            read_suite(config.evaluate, run)
         lm = load_model(config)
         events.stage("reading data")
         parts = [load_set(source, lm, config, run) for source in config.data]
         records: list[Record] = [record for some, _ in parts for record in some]
-        sets = {role: parts[0][1] if len(parts) == 1 else _joined(records, lm, config, run)}
+        sets = {role: parts[0][1] if len(parts) == 1 else tokens_of(records, lm, config, run)}
         return _run(config, method, lm, sets, run, events)
-
-
-def _joined(
-    records: list[Record], lm: LanguageModel, config: Any, run: RunDirectory
-) -> TokenisedSet:
-    from jaxforget.data.tokenise import tokenise_cached
-
-    return tokenise_cached(
-        records, lm.tokenizer, config.template, max_length=config.max_length, cache_dir=run.cache
-    )
 
 
 def _run(
@@ -107,9 +110,11 @@ def _run(
 ) -> Result:
     watch = Stopwatch()
     mesh = meshes.make_mesh(config.mesh)
+    refuse_early(lm, sets, config.train, config.optimizer, config.lora)
     if any(method.reference.values()):
         events.stage("scoring with the starting model")
-    referenced = with_reference(lm, sets, method.reference, folder=run.cache)
+    with first_before_others():
+        referenced = with_reference(lm, sets, method.reference, folder=run.cache)
     events.stage(f"training ({method.name})")
     trained = train_model(
         lm,
@@ -120,23 +125,27 @@ def _run(
         optimizer=config.optimizer,
         lora=config.lora,
         mesh=mesh,
+        clock=watch.seconds,
         listen=events.progress,
     )
-    seconds = watch.seconds()
     params = merge_lora(to_host(trained.params))
     events.stage("exporting the model")
-    if jax.process_index() == 0:
-        lm.save_pretrained(run.model, params=params, dtype=config.export_dtype)
-    results = _results(config, method, trained, seconds)
+    on_first(lambda: lm.save_pretrained(run.model, params=params, dtype=config.export_dtype))
+    results = _results(config, method, trained)
     if config.evaluate is not None:
         events.stage("evaluating")
         results.update(run_suite(config.evaluate, lm, params, config, run, events))
-    write_results(run, results)
-    write_page(run)
+    on_first(lambda: _finish(run, results))
     return Result(params, results["metrics"], run)
 
 
-def _results(config: Any, method: Method, trained: Trained, seconds: float) -> dict[str, Any]:
+def _finish(run: RunDirectory, results: Mapping[str, Any]) -> None:
+    run.report.unlink(missing_ok=True)  # an older one must not outlive its results
+    write_results(run, results)
+    write_page(run)
+
+
+def _results(config: Any, method: Method, trained: Trained) -> dict[str, Any]:
     return {
         "method": method.name,
         "model": config.model,
@@ -147,7 +156,7 @@ def _results(config: Any, method: Method, trained: Trained, seconds: float) -> d
             "steps": trained.steps,
             "peak_bytes": peak_bytes(),
         },
-        "seconds": seconds,
+        "seconds": trained.seconds,
         **environment(),
         "config_sha256": config_digest(config),
     }
@@ -165,6 +174,8 @@ def _finished(run: RunDirectory, config: Any) -> Result | None:
     if results.get("config_sha256") != config_digest(config):
         return None
     log.info("%s is already finished", run.path)
+    if not run.report.exists():
+        on_first(lambda: write_page(run))
     from jaxforget.models.language_model import load
 
     return Result(load(str(run.model)).params, results["metrics"], run)

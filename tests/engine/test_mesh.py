@@ -25,7 +25,7 @@ def is_shape(x):
     ("config", "message"),
     [
         (MeshConfig(data=16), "needs 16 devices"),
-        (MeshConfig(data=-1, fsdp=-1), "at most one"),
+        (MeshConfig(fsdp=-1, tensor=-1), "at most one"),
         (MeshConfig(data=0), "must be >= 1"),
         (MeshConfig(tensor=9), "needs 9 devices"),
     ],
@@ -39,6 +39,8 @@ def test_minus_one_takes_the_remaining_devices():
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert meshes.row_shards(mesh) == 4
+    for config in (MeshConfig(fsdp=-1, tensor=2), MeshConfig(data=1, fsdp=-1, tensor=2)):
+        assert dict(make_mesh(config).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def test_rules_place_matrices_and_their_moments_alike_and_drop_what_does_not_divide():

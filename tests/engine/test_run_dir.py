@@ -33,7 +33,9 @@ def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
     write_config(run, "x", json.dumps({"train": {"seed": 0}, "model": "m"}))
     # nothing was computed yet: a corrected configuration is welcome
     write_config(run, "x", json.dumps({"train": {"seed": 1}, "model": "m"}))
-    run.checkpoints.mkdir()
+    (run.checkpoints / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    write_config(run, "x", json.dumps({"train": {"seed": 1}, "model": "m"}))
+    (run.checkpoints / "5").mkdir()
     with pytest.raises(UserError, match="train.seed: 1 -> 2"):
         write_config(run, "x", json.dumps({"train": {"seed": 2}, "model": "m"}))
 

@@ -1,0 +1,52 @@
+"""Measure, as ratios to limits measured in the same run.
+
+    python benchmarks/run.py                       # every suite, quick sizes (make bench)
+    python benchmarks/run.py --suite step --models small --dtypes bfloat16 --steps 40
+
+Prints a table and writes JSON with device, versions and every figure.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+SUITES = ("step",)
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--suite", nargs="*", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--models", nargs="*", choices=("tiny", "small"), default=["tiny", "small"])
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--steps", type=int, default=13, help="of each method and round")
+    parser.add_argument("--rounds", type=int, default=2, help="interleaved repetitions")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "bench.json")
+    options = parser.parse_args()
+    from rich.console import Console
+
+    from benchmarks import step
+    from jaxforget.cli import quiet_logs
+    from jaxforget.engine.files import write_json
+    from jaxforget.engine.runtime import use_compile_cache
+    from jaxforget.report.tables import plain_table
+    from jaxforget.studies.common import environment
+
+    quiet_logs()
+    use_compile_cache(ROOT / "runs" / "programs")
+    found = []
+    for model in options.models:
+        for dtype in options.dtypes:
+            print(f"step: {model}, {dtype} ...", file=sys.stderr, flush=True)
+            found += step.rows(model, dtype, options.steps, options.rounds)
+    write_json(options.out, {**environment(), "rows": found})
+    Console().print(plain_table([{k: v for k, v in row.items() if k != "device"} for row in found]))
+    print(json.dumps({"written": str(options.out), "device": found[0]["device"]}))
+
+
+if __name__ == "__main__":
+    main()

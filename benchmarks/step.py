@@ -1,0 +1,137 @@
+"""Training steps of every method, against the machine's matrix-product peak in the same run.
+
+Each method trains through the very path of `jaxforget unlearn`: packed batches from disk order,
+prefetch, reference cache, compiled step, metrics. Useful FLOPs count the matrix products of real
+(not padding) tokens and of labelled targets alone; the ratio to the peak is what is left of the
+machine after packing, recomputation, attention's masked half, the optimizer and the host.
+"""
+
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+import jax
+
+from benchmarks.peak import matmul_flops
+from jaxforget import methods
+from jaxforget.config import TrainConfig
+from jaxforget.data.fictitious import generate, language, model_config, train_tokenizer
+from jaxforget.data.records import Record
+from jaxforget.data.sets import TokenisedSet
+from jaxforget.data.template import Template
+from jaxforget.data.tokenise import tokenise
+from jaxforget.engine.mesh import MeshConfig, make_mesh
+from jaxforget.engine.optimizer import OptimizerConfig
+from jaxforget.engine.run_dir import open_run
+from jaxforget.models import Compute
+from jaxforget.models.config import DecoderConfig, param_shapes
+from jaxforget.models.language_model import LanguageModel, from_scratch
+from jaxforget.studies.reference import with_reference
+from jaxforget.studies.training import train_model
+
+# tiny: the embedded benchmark's; small: six blocks as wide as SmolLM2-135M's
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
+}
+
+
+def rows(model: str, dtype: str, steps: int, rounds: int) -> list[dict[str, Any]]:
+    """One row a method: medians over `rounds` interleaved rounds of `steps` steps."""
+    tokenizer = train_tokenizer(language())
+    config = {**model_config(tokenizer), **MODELS[model]}
+    lm = from_scratch(config, tokenizer, 0, Compute(dtype=dtype, remat="dots"))
+    sets = _sets(lm)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in methods.names()}
+    for _ in range(rounds):
+        for name in found:
+            peak = matmul_flops(dtype)
+            found[name].append({"peak": peak, **_once(lm, sets, name, dtype, steps)})
+    return [_row(name, model, dtype, lm.config, sets, each) for name, each in found.items()]
+
+
+def _sets(lm: LanguageModel) -> dict[str, TokenisedSet]:
+    made, template = generate(0), Template()
+    sets = {}
+    for role in ("forget", "retain"):
+        records = [
+            Record(row["question"], row["answer"], index, role, {})
+            for index, row in enumerate(made.sets[role])
+        ]
+        sets[role] = tokenise(records, lm.tokenizer, template, max_length=128)
+    return sets
+
+
+def _once(
+    lm: LanguageModel, sets: dict[str, TokenisedSet], name: str, dtype: str, steps: int
+) -> dict[str, float]:
+    method = methods.get(name)
+    with tempfile.TemporaryDirectory() as folder:
+        run = open_run(pathlib.Path(folder) / "run", resume="never")
+        needed = {role: sets[role] for role in method.roles}
+        trained = train_model(
+            lm,
+            with_reference(lm, needed, method.reference, folder=run.cache),
+            method,
+            run=run,
+            settings=TrainConfig(steps=steps, batch_size=32, compute=dtype, log_every=4),
+            optimizer=OptimizerConfig(learning_rate=1e-5),
+            lora=None,
+            mesh=make_mesh(MeshConfig()),
+        )
+    assert trained.tokens_per_second is not None and trained.step_ms is not None
+    return {"tokens_per_second": trained.tokens_per_second, "step_ms": trained.step_ms}
+
+
+def useful_flops_per_token(cfg: DecoderConfig, labelled: float, length: float) -> float:
+    """FLOPs of forward and backward for one real token.
+
+    Args:
+      cfg: architecture.
+      labelled: share of tokens that are labelled targets; only these go through the head.
+      length: mean tokens of an example; each attends to half of it on average.
+    """
+    shapes = param_shapes(cfg)
+    blocks = 0
+    for path, shape in shapes.items():
+        if path.startswith("layers/") and path.endswith("/w"):
+            blocks += shape[0] * shape[1] * shape[2]
+    attention = 2 * cfg.layers * cfg.heads * cfg.head_dim * length / 2
+    return 6 * (blocks + labelled * cfg.vocab_size * cfg.hidden_size + attention)
+
+
+def _row(
+    name: str,
+    model: str,
+    dtype: str,
+    cfg: DecoderConfig,
+    sets: dict[str, TokenisedSet],
+    found: list[dict[str, float]],
+) -> dict[str, Any]:
+    used = [sets[role] for role in methods.get(name).roles]
+    tokens = sum(float(each.lengths.sum()) for each in used)
+    labelled = sum(float(each.label_counts.sum()) for each in used) / tokens
+    length = tokens / sum(len(each) for each in used)
+    per_token = useful_flops_per_token(cfg, labelled, length)
+    ratios = [each["tokens_per_second"] * per_token / each["peak"] for each in found]
+    middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
+    return {
+        "suite": "step",
+        "model": model,
+        "dtype": dtype,
+        "method": name,
+        "step_ms": round(middle["step_ms"], 2),
+        "tokens_per_second": round(middle["tokens_per_second"]),
+        "matmul_peak_gflops": round(middle["peak"] / 1e9, 1),
+        "ratio_to_peak": round(statistics.median(ratios), 3),
+        "spread": round(max(ratios) - min(ratios), 3),
+        "device": jax.devices()[0].device_kind,
+    }

@@ -1,0 +1,83 @@
+"""Everything the documentation shows is run, built or looked up."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from jaxforget import cli, methods
+from jaxforget import config as configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCHEMAS = {
+    "forget": configs.UnlearnConfig,
+    "data": configs.FinetuneConfig,
+    "evaluate": configs.EvaluateConfig,
+}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def schema_of(tree):
+    return next(schema for key, schema in SCHEMAS.items() if key in tree)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    for number, code in enumerate(blocks(page, "python")):
+        exec(compile(code, f"{page.name}[{number}]", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_blocks_are_valid_configurations(page):
+    for text in blocks(page, "yaml"):
+        tree = yaml.safe_load(text)
+        configs.build(schema_of(tree), tree, page.name)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f.name)
+def test_shipped_configurations_are_valid_and_name_known_methods(file):
+    config = configs.load(schema_of(yaml.safe_load(file.read_text())), file)
+    if isinstance(config, configs.UnlearnConfig):
+        methods.from_config(config.method)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist_and_have_the_options_shown(page):
+    for text in blocks(page, "(?:sh|console|bash)"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:1] != ["jaxforget"]:
+                continue
+            shown = CliRunner().invoke(cli.app, [words[1], "--help"], env={"COLUMNS": "200"})
+            assert shown.exit_code == 0, line
+            for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+                assert option in shown.output, line
+
+
+def test_make_targets_shown_in_the_readme_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = set(re.findall(r"make ([\w-]+)", "\n".join(blocks(PAGES[0], "(?:sh|console|bash)"))))
+    assert shown and shown <= targets
+
+
+def test_the_readmes_table_of_methods_is_the_catalogue():
+    text = PAGES[0].read_text()
+    table = re.search(r"<!-- methods -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert table is not None
+    lines = table.group(1).strip().splitlines()
+    assert lines == methods.markdown().splitlines(), "run: python -m jaxforget.methods README.md"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
