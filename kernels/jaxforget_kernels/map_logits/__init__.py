@@ -1,0 +1,1 @@
+"""Any function of each position's whole distribution, without keeping the distributions."""
