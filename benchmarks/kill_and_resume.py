@@ -2,13 +2,16 @@
 
     python benchmarks/kill_and_resume.py --kills 20 --steps 60
 
-A tiny model is fine-tuned by the command line in a child process, which is sent SIGKILL at a
-random moment (while it starts, compiles, steps, saves or exports) and then started again until it
-ends. Every disturbed run must leave the very bytes of the undisturbed one.
+A tiny model unlearns by the command line in a child process, which is sent SIGKILL and started
+again until it ends. The moments are random times of the whole run in turn with random moments of
+one stage (compiling, stepping, saving, exporting), found by watching the run directory. Every
+disturbed run must leave the very weights and metrics of the undisturbed one.
 """
 
 import argparse
+import collections
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -19,60 +22,142 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CLOCKS = ("time", "tokens_per_second", "step_ms")
+SAVE_EVERY = 5
+TEACH = {"train.steps": 40, "optimizer.learning_rate": 3e-3, "initialise": "random"}
 
 
-def command(data: pathlib.Path, run: pathlib.Path, steps: int) -> list[str]:
-    """The command line of one run."""
-    settings = {
-        "model": data,
-        "initialise": "random",
-        "data": data / "retain.jsonl",
-        "run_dir": run,
-        "max_length": 128,
-        "train.steps": steps,
-        "train.batch_size": 8,
-        "train.save_every": 5,
-        "train.log_every": 5,
-        "optimizer.learning_rate": 1e-3,
-    }
+@dataclass(frozen=True)
+class Moment:
+    """When to kill.
+
+    Attributes:
+      name: of the stage that is aimed at.
+      reached: of a run directory: has the stage begun?
+      delay: longest random wait after that, seconds.
+    """
+
+    name: str
+    reached: Callable[[pathlib.Path], bool]
+    delay: float
+
+
+def checkpoints(run: pathlib.Path) -> list[str]:
+    """Names in the folder of checkpoints; a save in flight has a longer one than its step."""
+    folder = run / "checkpoints"
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def metrics(run: pathlib.Path) -> list[dict[str, Any]]:
+    """Logged rows without what a clock decides; a torn last line is left out."""
+    from jaxforget.engine.run_dir import read_metrics
+
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{key: row[key] for key in row if key not in CLOCKS} for row in rows]
+
+
+def moments(draw: random.Random, steps: int, length: float) -> Mapping[str, Moment]:
+    """One random moment of every stage of a run of `steps` steps that lasts `length` seconds."""
+    step = draw.randint(1, steps - 1)
+    saved = SAVE_EVERY * draw.randint(1, steps // SAVE_EVERY)
+
+    def saving(run: pathlib.Path) -> bool:
+        return any(name.startswith(f"{saved}.") for name in checkpoints(run))
+
+    made = (
+        Moment("any", lambda run: True, length),
+        Moment("compile", lambda run: (run / "metrics.jsonl").exists(), 1.0),
+        Moment("step", lambda run: len(metrics(run)) >= step, 0.01),
+        Moment("save", saving, 0.02),
+        Moment("export", lambda run: (run / ".model.part").exists(), 0.02),
+    )
+    return {moment.name: moment for moment in made}
+
+
+AIMS = ("any", "compile", "step", "save", "any", "save", "step", "export")
+
+
+def left(run: pathlib.Path) -> str:
+    """The stage a killed run was in, judged by what it left."""
+    if (run / "results.json").exists():
+        return "report"
+    if (run / "model").exists():
+        return "results"
+    if (run / ".model.part").exists():
+        return "export"
+    if any(not name.isdigit() for name in checkpoints(run)):
+        return "save"
+    if metrics(run):
+        return "step"
+    if (run / "metrics.jsonl").exists():
+        return "compile"
+    if any((run / "cache").glob("reference-*")):
+        return "set-up"
+    return "start"
+
+
+def command(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """Command line of a study, without a configuration file of its own."""
     pairs = [f"{key}={value}" for key, value in settings.items()]
-    empty = data / "empty.yaml"
-    empty.write_text("{}\n")
-    return [sys.executable, "-m", "jaxforget.cli", "finetune", str(empty), *pairs, "--json"]
-
-
-def digest(run: pathlib.Path) -> str:
-    """SHA-256 of the exported weights."""
-    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+    return [sys.executable, "-m", "jaxforget.cli", name, os.devnull, *pairs, "--json"]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     """The child, in its own process group so that a kill reaches all of it."""
+    # a shared cache of programs would leave nothing to compile
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={"JAX_PLATFORMS": "cpu", **environment},
     )
 
 
 def finish(arguments: list[str]) -> None:
-    """Run to the end or stop with the child's message."""
+    """Run to the end, or stop with the child's message."""
     child = start(arguments)
     _, error = child.communicate(timeout=600)
     if child.returncode != 0:
         raise SystemExit(f"a run failed with {child.returncode}: {error.decode()[-2000:]}")
 
 
-def stage_of(run: pathlib.Path) -> str:
-    """What the killed run had reached, judged by what it left."""
-    if (run / "model").exists():
-        return "after export"
-    saved = run / "checkpoints"
-    names = [path.name for path in saved.iterdir()] if saved.exists() else []
-    if any("tmp" in name for name in names):
-        return "while saving"
-    numbers = [int(name) for name in names if name.isdigit()]
-    if numbers:
-        return f"after checkpoint {max(numbers)}"
-    return "before the first checkpoint"
+def kill(arguments: list[str], run: pathlib.Path, moment: Moment, delay: float) -> bool:
+    """Start a run and kill it at a moment; False where it ended before."""
+    child = start(arguments)
+    while not moment.reached(run) and child.poll() is None:
+        time.sleep(0.0005)
+    time.sleep(delay)
+    alive = child.poll() is None
+    if alive:
+        os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    return alive
+
+
+def outcome(run: pathlib.Path) -> tuple[str, list[dict[str, Any]]]:
+    """SHA-256 of the exported weights, and the logged rows."""
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    return hashlib.sha256(weights).hexdigest(), metrics(run)
+
+
+def prepare(root: pathlib.Path) -> dict[str, Any]:
+    """A world and a model that knows it; settings of an unlearning run without its directory."""
+    from jaxforget.data.fictitious import write
+
+    data = root / "data"
+    write(data, 0)
+    shared = {"max_length": 128, "train.batch_size": 8}
+    teach = {"model": data, "data": data / "train_full.jsonl", "run_dir": root / "base", **TEACH}
+    finish(command("finetune", {**shared, **teach}))
+    sets = {"forget": data / "forget.jsonl", "retain": data / "retain.jsonl"}
+    often = {"train.save_every": SAVE_EVERY, "train.log_every": 1}
+    return {**shared, "model": root / "base", **sets, **often, "optimizer.learning_rate": 1e-4}
 
 
 def main() -> None:
@@ -82,39 +167,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if options.kills < 1 or options.steps < SAVE_EVERY:
+        parser.error(f"at least 1 kill and {SAVE_EVERY} steps")
     root = pathlib.Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
-    from jaxforget.data.fictitious import write
-
-    data = root / "data"
-    write(data, 0)
-    calm = root / "calm"
-    finish(command(data, calm, options.steps))
-    # timed a second time, with the programs compiled
-    shutil.rmtree(calm)
-    begin = time.perf_counter()
-    finish(command(data, calm, options.steps))
-    length, expected = time.perf_counter() - begin, digest(calm)
-    draw, kills = random.Random(options.seed), []
-    for index in range(options.kills):
+    settings = {**prepare(root), "train.steps": options.steps}
+    calm, begin = root / "calm", time.perf_counter()
+    finish(command("unlearn", {**settings, "run_dir": calm}))
+    length, expected = time.perf_counter() - begin, outcome(calm)
+    print(f"undisturbed: {length:.1f} s", flush=True)
+    draw, stages, identical = random.Random(options.seed), collections.Counter(), 0
+    for index, aim in zip(range(options.kills), itertools.cycle(AIMS), strict=False):
         run = root / f"run{index}"
-        arguments = command(data, run, options.steps)
-        child, moment = start(arguments), draw.uniform(0.05, 1.0) * length
-        time.sleep(moment)
-        alive = child.poll() is None
-        if alive:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        stage = stage_of(run) if alive else "had ended"
+        arguments = command("unlearn", {**settings, "run_dir": run})
+        moment = moments(draw, options.steps, length)[aim]
+        while not kill(arguments, run, moment, draw.uniform(0, moment.delay)):
+            shutil.rmtree(run)  # it ended first: that was no kill
+        stage, steps = left(run), len(metrics(run))
         finish(arguments)
-        same = digest(run) == expected
-        kills.append({"second": round(moment, 2), "stage": stage, "identical": same})
-        print(f"{index + 1:>3}: killed at {moment:5.2f} s, {stage}: {same}", flush=True)
-        shutil.rmtree(run)
-    shutil.rmtree(root)
-    identical = sum(kill["identical"] for kill in kills)
-    print(json.dumps({"steps": options.steps, "identical": identical, "of": len(kills)}))
-    sys.exit(identical != len(kills))
+        same = outcome(run) == expected
+        stages[stage] += 1
+        identical += same
+        verdict = "identical" if same else f"DIFFERENT, kept in {run}"
+        print(f"{index + 1:>3}  aim {aim:<8} in {stage:<8} step {steps:>3}  {verdict}", flush=True)
+        if same:
+            shutil.rmtree(run)
+    print("".join(f"\n{stage:<8} {count:>3}" for stage, count in stages.most_common()), "\n")
+    if identical == options.kills:
+        shutil.rmtree(root)
+    told = {"steps": options.steps, "identical": identical, "of": options.kills}
+    print(json.dumps({**told, "stages": dict(stages)}))
+    sys.exit(identical != options.kills)
 
 
 if __name__ == "__main__":

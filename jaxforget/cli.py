@@ -27,6 +27,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
+_ROOM = (
+    "Lower train.batch_size, or set train.accumulate, train.remat=full, lora.rank, or mesh.fsdp "
+    "over more devices."
+)
+
+
 @app.command()
 def unlearn(
     config: Config,
@@ -36,7 +42,7 @@ def unlearn(
     debug: Debug = False,
 ) -> None:
     """Make a model forget one data set and keep another."""
-    with _errors(debug):
+    with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import unlearn as study
 
@@ -55,7 +61,7 @@ def finetune(
     debug: Debug = False,
 ) -> None:
     """Teach a model a data set by maximum likelihood."""
-    with _errors(debug):
+    with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import finetune as study
 
@@ -74,7 +80,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score a model with the TOFU suite, without training."""
-    with _errors(debug):
+    with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import evaluate as study
 
@@ -95,7 +101,7 @@ def quickstart(
     debug: Debug = False,
 ) -> None:
     """Teach a tiny model fictitious people, make it forget some, compare with an oracle."""
-    with _errors(debug):
+    with _errors(debug, quiet):
         from jaxforget.studies import quickstart as study
 
         with _console(quiet or as_json) as events:
@@ -113,14 +119,20 @@ def quickstart(
 def report(
     runs: Annotated[list[pathlib.Path], typer.Argument(help="Run directories.")],
     out: Annotated[pathlib.Path, typer.Option(help="HTML file.")] = pathlib.Path("report.html"),
+    quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page that compares runs."""
-    with _errors(debug):
-        from jaxforget.report import write_report
+    with _errors(debug, quiet):
+        from jaxforget.report import load_run, write_report
 
-        write_report(runs, out)
-        typer.echo(str(out))
+        summaries = [load_run(run) for run in runs]
+        write_report(summaries, out)
+        if as_json:
+            typer.echo(json.dumps({"report": str(out), "rows": [run.row() for run in summaries]}))
+        elif not quiet:
+            typer.echo(str(out))
 
 
 @app.command()
@@ -141,9 +153,9 @@ def convert(
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
+def methods(as_json: Json = False, debug: Debug = False) -> None:
     """List the unlearning methods: formula, source, what each needs."""
-    with _errors(False):
+    with _errors(debug):
         from jaxforget.methods import table
 
         rows = table()
@@ -156,9 +168,9 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Print devices, versions and memory, and say what is missing."""
-    with _errors(False):
+    with _errors(debug):
         from jaxforget.studies.doctor import diagnose
 
         facts, warnings = diagnose()
@@ -179,11 +191,13 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _errors(debug: bool) -> Iterator[None]:
+def _errors(debug: bool, quiet: bool = False) -> Iterator[None]:
     """One clear message and exit code 2 for what a user can mend; no traceback unless asked."""
     from jaxforget.engine.errors import UserError
 
-    quiet_logs()
+    quiet_logs(logging.ERROR if quiet else logging.WARNING)
+    if not debug:  # its threads log tracebacks of failures that reach us as exceptions, too
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         yield
     except UserError as error:
@@ -206,15 +220,18 @@ def _errors(debug: bool) -> Iterator[None]:
         if debug:
             raise
         message = str(error).strip() or type(error).__name__
+        if "RESOURCE_EXHAUSTED" in message:
+            typer.echo(f"error: out of memory: {message.splitlines()[0]}\n{_ROOM}", err=True)
+            raise typer.Exit(2) from None
         typer.echo(f"error: {type(error).__name__}: {message}\n(--debug shows where)", err=True)
         raise typer.Exit(1) from None
 
 
-def quiet_logs() -> None:
-    """Warnings of ours alone on the terminal; a run's log.txt has everything."""
+def quiet_logs(level: int = logging.WARNING) -> None:
+    """Messages of ours alone, from `level` on, on the terminal; a run's log.txt has everything."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
+    handler.setLevel(level)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of its own workings

@@ -44,6 +44,8 @@ class PairedBatches:
         nor `length` changes which examples a step sees.
       pairing: "cyclic", as above.
       anchor: the role that defines the epoch; None: "forget", or the only role.
+      aligned: roles whose example i belongs to the anchor's example i, such as its alternative
+        answer. They see the anchor's examples, in the same rows and segments.
       shapes: by role, set by `plan`.
     """
 
@@ -54,6 +56,7 @@ class PairedBatches:
     row_multiple: int = 1
     pairing: Literal["cyclic"] = "cyclic"
     anchor: str | None = None
+    aligned: frozenset[str] = frozenset()
     shapes: Mapping[str, Shape] | None = None
 
     def __post_init__(self) -> None:
@@ -70,11 +73,21 @@ class PairedBatches:
         if anchor not in self.sets:
             raise UserError(f"there is no set for the role {anchor!r}, which defines the epoch")
         object.__setattr__(self, "anchor", anchor)
+        self._check_aligned()
         for role, tokenised in self.sets.items():
             if not len(tokenised):
                 raise UserError(f"the {role} set is empty")
             if self.length is not None:
                 refuse_longer(tokenised, self.length, f"the {role} set")
+
+    def _check_aligned(self) -> None:
+        count = len(self.sets[self._anchor])
+        for role in sorted(self.aligned & set(self.sets)):
+            if len(self.sets[role]) != count:
+                raise UserError(
+                    f"the {role} set has {len(self.sets[role])} examples, the {self._anchor} set "
+                    f"{count}; each needs its partner at the same place"
+                )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,6 +103,7 @@ class PairedBatches:
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which examples each step sees: equal data, equal value."""
         parts = [f"{self.pairing} {self._anchor} {self.batch_size} {self.seed}"]
+        parts += [f"aligned {role}" for role in sorted(self.aligned)]
         parts += [f"{role} {self.sets[role].fingerprint}" for role in sorted(self.sets)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -102,7 +116,19 @@ class PairedBatches:
         begin = within * self.batch_size
         taken = min(self.batch_size, count - begin)
         start = epoch * count + begin
-        return {role: self._round(role, start, taken) for role in self.sets}
+        return {role: self._round(self._walker(role), start, taken) for role in self.sets}
+
+    def _walker(self, role: str) -> str:
+        """The role whose walk this role follows."""
+        return self._anchor if role in self.aligned else role
+
+    def _sizes(self, role: str, examples: np.ndarray) -> np.ndarray:
+        """Places each example takes in its row: partners reserve what the longest of them needs."""
+        partners = {self._anchor, *self.aligned} & set(self.sets)
+        if role not in partners:
+            partners = {role}
+        each = [self.sets[partner].lengths[examples] for partner in partners]
+        return np.max(each, axis=0)
 
     def _round(self, role: str, start: int, taken: int) -> np.ndarray:
         """Places start .. start + taken of the role's endless walk."""
@@ -122,12 +148,10 @@ class PairedBatches:
         """
         drawn = [self.examples(step) for step in range(steps)]
         by_role = {role: [each[role] for each in drawn] for role in self.sets}
-        length = self.length or choose_length(
-            [[self.sets[role].lengths[ids] for ids in by_role[role]] for role in self.sets],
-            row_multiple=self.row_multiple,
-        )
+        sizes = {role: [self._sizes(role, ids) for ids in by_role[role]] for role in self.sets}
+        length = self.length or choose_length(list(sizes.values()), row_multiple=self.row_multiple)
         shapes = {
-            role: _shape(tokenised, by_role[role], length, self.row_multiple)
+            role: _shape(tokenised, by_role[role], sizes[role], length, self.row_multiple)
             for role, tokenised in self.sets.items()
         }
         return replace(self, length=length, shapes=shapes)
@@ -155,17 +179,22 @@ class PairedBatches:
                 length=self.length,
                 max_segments=shape.segments,
                 max_targets=shape.targets,
+                sizes=self._sizes(role, chosen),
             )
         return batches, columns
 
 
 def _shape(
-    tokenised: TokenisedSet, drawn: Sequence[np.ndarray], length: int, row_multiple: int
+    tokenised: TokenisedSet,
+    drawn: Sequence[np.ndarray],
+    sizes: Sequence[np.ndarray],
+    length: int,
+    row_multiple: int,
 ) -> Shape:
     rows = segments = targets = 1
     counts = tokenised.label_counts
-    for ids in drawn:
-        groups = assign(tokenised.lengths[ids], length)
+    for ids, places in zip(drawn, sizes, strict=True):
+        groups = assign(places, length)
         labels = counts[ids].tolist()
         rows = max(rows, len(groups))
         segments = max(segments, *map(len, groups))

@@ -70,6 +70,7 @@ def pack(
     length: int,
     max_segments: int,
     max_targets: int | None = None,
+    sizes: np.ndarray | None = None,
 ) -> tuple[TokenBatch, Columns]:
     """Pack chosen examples into one batch.
 
@@ -80,6 +81,8 @@ def pack(
       length: L, tokens of a row.
       max_segments: S, most examples of a row.
       max_targets: T, most labelled targets of a row; None: T = L and slots are positions.
+      sizes: integers `[k]`, places reserved for each example, at least its length; None: its
+        length. Sets packed by the same sizes have partners in the same row and segment.
     Returns:
       A `TokenBatch` of NumPy arrays, whose `example` holds indices into the set (`tokenised.rows`
       gives their source rows), and the set's columns as `[B, T, ...]`: slot t of a row is its
@@ -88,7 +91,8 @@ def pack(
       ValueError: the examples need more rows, or a row more targets, than allowed.
     """
     chosen = np.asarray(examples, np.int64)
-    groups = assign(tokenised.lengths[chosen], length, max_segments)
+    sizes = tokenised.lengths[chosen] if sizes is None else sizes
+    groups = assign(sizes, length, max_segments)
     if len(groups) > rows:
         raise ValueError(f"{len(chosen)} examples need {len(groups)} rows of {length}, not {rows}")
     members = [chosen[group] for group in groups]

@@ -12,10 +12,14 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.processes import all_agree
 from jaxforget.engine.tree import path_string
 from jaxforget.engine.types import State
 
 log = logging.getLogger(__name__)
+
+# tensorstore tells of a full disk as ValueError, Orbax of a failed thread as RuntimeError
+_FAILURES = (OSError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except UserError:
+            if kind is None:  # otherwise what is on its way out says more
+                raise
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -83,11 +91,12 @@ class Checkpoints:
             # host memory is shared with the device here, and the next step will overwrite it
             state = jax.tree.map(jnp.copy, state)
         try:
+            # tells of a failure of the save before, too
             saved = self._orbax.save_checkpointables_async(
                 step, {"state": _by_path(state), "data": {"json": json.dumps(data)}}, force=True
             )
-        except OSError as error:
-            raise UserError(f"cannot write checkpoint {step} in {self.folder}: {error}") from error
+        except _FAILURES as error:
+            raise self._unwritten(error) from error
         if saved is None:
             raise UserError(f"checkpoint {step} in {self.folder} was refused by Orbax")
 
@@ -95,12 +104,26 @@ class Checkpoints:
         """Block until every save is on disk."""
         try:
             self._orbax.wait()
-        except OSError as error:
-            raise UserError(f"cannot write a checkpoint in {self.folder}: {error}") from error
+        except _FAILURES as error:
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
-        """Wait for saves in flight and release the threads."""
-        self._orbax.close()
+        """Wait for saves in flight and release the threads.
+
+        Raises:
+          UserError: one of them failed.
+        """
+        try:
+            self._orbax.close()
+        except _FAILURES as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> UserError:
+        kept = ", ".join(map(str, self.steps())) or "none"
+        return UserError(
+            f"cannot write a checkpoint in {self.folder}: {_first_line(error)} (complete "
+            f"checkpoints there: {kept}; the same command resumes from the newest)"
+        )
 
     def restore(self, like: State) -> Restored | None:
         """The newest checkpoint that can be read, or None when there is none at all.
@@ -112,10 +135,12 @@ class Checkpoints:
         """
         steps, reasons = self.steps()[::-1], []
         for step in steps:
+            found, reason = None, "another process cannot read it"
             try:
-                state, data = self._read(step, like)
+                found = self._read(step, like)
             except Exception as error:  # Orbax and tensorstore raise many kinds
-                reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+                reason = _first_line(error)
+            if not all_agree(found is not None) or found is None:
                 reasons.append(f"step {step}: {reason}")
                 log.warning(
                     "checkpoint %d cannot be read (%s); trying the one before", step, reason
@@ -123,7 +148,7 @@ class Checkpoints:
                 continue
             for newer in [later for later in steps if later > step]:
                 self._orbax.delete(newer)
-            return Restored(state, data, step)
+            return Restored(*found, step)
         if reasons:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read: {'; '.join(reasons)}. Move the "
@@ -138,6 +163,10 @@ class Checkpoints:
         loaded = self._orbax.load_checkpointables(step, wanted)
         leaves = [loaded["state"][path_string(path)] for path, _ in paths]
         return jax.tree_util.tree_unflatten(treedef, leaves), json.loads(loaded["data"]["json"])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:500]
 
 
 def _by_path(state: State) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class Scores:
       hidden: `[B, T, D]` final hidden states behind each slot, or None.
       head: the projection from `hidden` to logits, or None.
       stats: see `TokenStats`; None unless asked for.
+      residual: `[B, T, D]`, output of an inner layer behind each slot; None unless asked for.
       totals: as in the batch.
     """
 
@@ -113,6 +114,7 @@ class Scores:
     hidden: Array | None = None
     head: Head | None = None
     stats: TokenStats | None = None
+    residual: Array | None = None
     totals: Totals | None = None
 
 
@@ -125,14 +127,19 @@ class ReferenceScores:
       logp: float32 `[B, T]`.
       hidden: `[B, T, D]`, or None unless a distribution loss needs it.
       head: the starting model's output projection, or None.
+      residual: `[B, T, D]`, output of its inner layer, or None.
     """
 
     logp: Array
     hidden: Array | None = None
     head: Head | None = None
+    residual: Array | None = None
 
 
-type ScoreFn = Callable[[Params, TokenBatch], Scores]
+type ScoreFn = Callable[..., Scores]
+"""(params, batch) -> scores; on request also `stats=True` (see `TokenStats`) or `residual=layer`
+(output of that layer, counted from 0, negative from the last)."""
+
 type Batches = dict[str, TokenBatch]
 type Reference = dict[str, ReferenceScores]
 type Terms = dict[str, Array]

@@ -1,5 +1,7 @@
 """The plain loop: one update of the trained leaves per batch."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -43,8 +45,8 @@ def plain(
     def step(
         state: State, frozen: Params, batches: Batches, reference: Reference
     ) -> tuple[State, Metrics]:
-        def score_trained(trained: Params, batch: TokenBatch) -> Scores:
-            return score(merge(frozen, trained), batch)
+        def score_trained(trained: Params, batch: TokenBatch, **options: Any) -> Scores:
+            return score(merge(frozen, trained), batch, **options)
 
         gradients, terms, metrics = accumulated_gradients(
             objective, combiner, score_trained, state.params, batches, reference, accumulate

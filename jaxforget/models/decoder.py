@@ -96,7 +96,9 @@ def hidden_states(
     positions: Array,
     cfg: DecoderConfig,
     compute: Compute = Compute(),
-) -> Array:
+    *,
+    residual: int | None = None,
+) -> tuple[Array, Array | None]:
     """Residual stream behind the last layer and the final norm.
 
     Args:
@@ -106,8 +108,12 @@ def hidden_states(
       positions: int32 `[B, L]`, restarting in every segment.
       cfg: the architecture.
       compute: dtype and rematerialisation.
+      residual: layer whose output is wanted too, counted from 0, negative from the last.
     Returns:
-      `[B, L, D]` in the compute dtype; finite but meaningless at padding.
+      (`[B, L, D]` in the compute dtype, the same behind layer `residual` or None); finite but
+      meaningless at padding. Where only the latter is used the other layers cost nothing.
+    Raises:
+      UserError: no such layer.
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
@@ -127,10 +133,21 @@ def hidden_states(
         return _by_rows(x), None
 
     with jax.named_scope("layers"):
-        extras = layers.layer_extras(cfg)
-        x, _ = jax.lax.scan(_remat(body, compute), x, (params["layers"], extras))
+        stack, body = (params["layers"], layers.layer_extras(cfg)), _remat(body, compute)
+        inner = None
+        if residual is not None:
+            last = _layer_index(residual, cfg)
+            x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[: last + 1], stack))
+            inner, stack = x, jax.tree.map(lambda leaf: leaf[last + 1 :], stack)
+        x, _ = jax.lax.scan(body, x, stack)
     with jax.named_scope("final_norm"):
-        return layers.norm(x, params["final_norm"], cfg)
+        return layers.norm(x, params["final_norm"], cfg), inner
+
+
+def _layer_index(layer: int, cfg: DecoderConfig) -> int:
+    if not -cfg.layers <= layer < cfg.layers:
+        raise UserError(f"layer {layer}: the model has layers 0 to {cfg.layers - 1}")
+    return layer % cfg.layers
 
 
 def _by_rows(x: Array) -> Array:
@@ -186,6 +203,7 @@ def score(
     compute: Compute = Compute(),
     *,
     stats: bool = False,
+    residual: int | None = None,
 ) -> Scores:
     """Log-probabilities of a batch's targets.
 
@@ -195,10 +213,12 @@ def score(
       cfg: the architecture.
       compute: dtype and rematerialisation.
       stats: also fill `Scores.stats`, without gradient.
+      residual: also fill `Scores.residual` with the output of this layer.
     Returns:
       See `Scores`; `hidden` and `head` are always filled (nobody pays for what nobody reads).
     """
-    hidden = hidden_states(params, batch.tokens, batch.segments, batch.positions, cfg, compute)
+    rows = batch.tokens, batch.segments, batch.positions
+    hidden, inner = hidden_states(params, *rows, cfg, compute, residual=residual)
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:
         slots = _labelled(mask, batch.max_targets)
@@ -207,6 +227,7 @@ def score(
         )
         segments = jnp.where(mask != 0, segments, 0)
         hidden = jnp.take_along_axis(hidden, slots[:, :, None], axis=1)
+        inner = None if inner is None else jnp.take_along_axis(inner, slots[:, :, None], axis=1)
     output = head(params, cfg, compute)
     with jax.named_scope("head"):
         answer = linear_cross_entropy(
@@ -226,6 +247,7 @@ def score(
         hidden=hidden,
         head=output,
         stats=None if about is None else TokenStats(*about),
+        residual=inner,
         totals=batch.totals,
     )
 

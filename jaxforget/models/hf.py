@@ -166,7 +166,8 @@ def write_hf(
       dtype: "float32", "float16" or "bfloat16" of the files; None keeps each leaf's own.
       shard_bytes: a file holds at most so many bytes of tensors, except for a larger tensor.
     Raises:
-      UserError: leaves missing, unknown or of another shape; a file that cannot be written.
+      UserError: leaves missing, unknown, of another shape or not finite as `dtype`; a file that
+        cannot be written.
     """
     folder, flat, wanted = pathlib.Path(folder), flatten(params), dtype_named(dtype)
     _check_leaves(flat, cfg)
@@ -228,7 +229,15 @@ def _stored(
         for layer in range(cfg.layers if entry.stacked else 1):
             parts = [leaf[layer] for leaf in leaves] if entry.stacked else leaves
             tensor = entry.form.pack(parts, cfg)
-            yield np.ascontiguousarray(tensor, wanted or tensor.dtype)
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(tensor, wanted or tensor.dtype)
+            if not np.isfinite(stored).all():
+                name = hf_tables.full_name(entry, cfg).format(layer)
+                raise UserError(
+                    f"tensor {name} holds values that are NaN, infinite or too large for "
+                    f"{stored.dtype}; nothing could read such a model"
+                )
+            yield stored
 
 
 def _file_name(index: int, count: int) -> str:

@@ -55,9 +55,18 @@ class LanguageModel:
     stored_dtype: str | None = None
     generation_config: Mapping[str, Any] | None = field(default=None, repr=False)
 
-    def score(self, params: Params, batch: TokenBatch, *, stats: bool = False) -> Scores:
+    def score(
+        self,
+        params: Params,
+        batch: TokenBatch,
+        *,
+        stats: bool = False,
+        residual: int | None = None,
+    ) -> Scores:
         """Log-probabilities of a batch's targets under `params`; see `decoder.score`."""
-        return decoder.score(params, batch, self.config, self.compute, stats=stats)
+        return decoder.score(
+            params, batch, self.config, self.compute, stats=stats, residual=residual
+        )
 
     def head(self, params: Params) -> Head:
         """The output projection of `params`, in the compute dtype; see `decoder.head`."""

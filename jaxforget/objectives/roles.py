@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ def score_roles(
     roles: Sequence[str],
     *,
     together: bool = True,
+    **options: Any,
 ) -> dict[str, Scores]:
     """Score the batches of some roles.
 
@@ -42,10 +44,10 @@ def score_roles(
         if role not in batches:
             raise UserError(f"the objective needs a {role!r} batch; there are: {sorted(batches)}")
     if not together or len(roles) < 2:
-        return {role: score(params, batches[role]) for role in roles}
+        return {role: score(params, batches[role], **options) for role in roles}
     some = {role: batches[role] for role in roles}
     rows = {role: batch.tokens.shape[0] for role, batch in some.items()}
-    scores = score(params, _joint(some, rows))
+    scores = score(params, _joint(some, rows), **options)
     head, arrays = scores.head, replace(scores, head=None, totals=None)
     apart = {role: _take(arrays, rows, role) for role in roles}
     return {role: replace(_as_alone(apart[role], some[role]), head=head) for role in roles}

@@ -188,8 +188,9 @@ def environment() -> dict[str, Any]:
 
 
 def config_digest(config: Any) -> str:
-    """SHA-256 of the resolved configuration."""
-    return hashlib.sha256(configs.to_yaml(config).encode()).hexdigest()
+    """SHA-256 of the resolved configuration but its `run_dir`: a run may be moved."""
+    tree = {key: value for key, value in configs.as_tree(config).items() if key != "run_dir"}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def peak_bytes() -> int | None:

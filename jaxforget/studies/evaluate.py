@@ -1,6 +1,7 @@
 """`jaxforget evaluate`, and the evaluation that ends every training study."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -136,6 +137,10 @@ def run_suite(
         counted=events.counted,
     )
     found = result.to_json()
+    for name, value in found["metrics"].items():
+        if value is not None and not math.isfinite(value):  # JSON has no infinity
+            found["metrics"][name] = None
+            found["evaluation"]["reasons"][name] = f"it is {value}"
     return {**found, "oracle": oracle["metrics"]} if oracle else found
 
 

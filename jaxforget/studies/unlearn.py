@@ -17,7 +17,7 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.methods import Method
-from jaxforget.models.language_model import LanguageModel
+from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.models.lora import merge_lora
 from jaxforget.objectives import nll_objective
 from jaxforget.studies.common import (
@@ -168,14 +168,17 @@ def _finished(run: RunDirectory, config: Any) -> Result | None:
         return None
     try:
         results = json.loads(run.results.read_text())
-    except (OSError, json.JSONDecodeError):
+        digest, metrics = results["config_sha256"], dict(results["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
         log.warning("%s is damaged; making it again", run.results)
         return None
-    if results.get("config_sha256") != config_digest(config):
+    if digest != config_digest(config):
+        return None
+    try:
+        params = load(str(run.model)).params
+    except UserError as error:
+        log.warning("%s; making the export again", error)
         return None
     log.info("%s is already finished", run.path)
-    if not run.report.exists():
-        on_first(lambda: write_page(run))
-    from jaxforget.models.language_model import load
-
-    return Result(load(str(run.model)).params, results["metrics"], run)
+    on_first(lambda: run.report.exists() or write_page(run))
+    return Result(params, metrics, run)

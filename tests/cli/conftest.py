@@ -2,9 +2,13 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
+import resource
 import shutil
+import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 from cli.world import KEPT, World, build, digest
@@ -86,12 +90,37 @@ def refused(cli, world, run_dir):
     return run
 
 
-def check_refusal(got: Outcome, says: tuple[str, ...]) -> None:
+def check_refusal(got: Outcome, says: tuple[str, ...], progress: tuple[str, ...] = ()) -> None:
+    """One message with these parts, no traceback, nothing on stdout; before it only progress."""
     assert got.code == 2, got
     assert got.out == ""
-    progress, said, message = got.err.partition("error: ")
-    assert said and "error: " not in message, got.err
-    assert all(line.endswith(" ...") for line in progress.splitlines()), got.err
+    before, said, message = f"\n{got.err}".partition("\nerror: ")
+    assert said and "\nerror: " not in message, got.err
+    for line in filter(None, before.split("\n")):
+        assert line.endswith(" ...") or line.startswith(("WARNING: ", *progress)), got.err
     assert "Traceback" not in message
     for part in says:
         assert part in message, f"{part!r} is not in: {message}"
+
+
+def command(
+    *args: object, file_limit: int | None = None, environment: Mapping[str, str] | None = None
+) -> Outcome:
+    """`jaxforget ARGS` in a process of its own, as a shell runs it.
+
+    With `file_limit` the kernel refuses to write any file beyond so many bytes, whoever asks:
+    Python, Rust or C++, in whatever thread.
+    """
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit or -1, file_limit or -1))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxforget.cli", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        preexec_fn=limit if file_limit else None,
+        timeout=120,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

@@ -155,3 +155,29 @@ def test_debug_shows_where_a_refusal_comes_from(world, tmp_path):
 def test_the_written_configuration_is_what_ran(run_dir, world):
     written = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert written["train"]["steps"] == 4 and written["model"] == str(world.model)
+
+
+def test_a_model_too_large_for_the_memory_is_refused_with_advice(refused, monkeypatch):
+    def too_large(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmap of it")
+
+    monkeypatch.setattr("jaxforget.config.load", too_large)
+    refused("unlearn", says=("out of memory: ", "9 bytes", "train.batch_size", "mesh.fsdp"))
+
+
+def test_a_fault_of_ours_is_one_message_with_code_1(cli, world, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("jaxforget.config.load", broken)
+    got = cli("unlearn", world.config("unlearn"), f"run_dir={tmp_path}")
+    assert got.code == 1 and got.err == "error: KeyError: 'surprise'\n(--debug shows where)\n"
+
+
+def test_an_interrupted_run_says_how_to_go_on(cli, world, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxforget.config.load", interrupted)
+    got = cli("unlearn", world.config("unlearn"), f"run_dir={tmp_path}")
+    assert got.code == 130 and "same command again to resume" in got.err

@@ -233,3 +233,15 @@ def test_a_chat_template_that_is_not_there_is_refused(refused, folder):
     (folder / "tokenizer.json").write_text(json.dumps(text))
     says = ("template.kind is 'chat'", "no chat template", "plain, none")
     refused("unlearn", f"model={folder}", "template.kind=chat", says=says)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_metric_without_a_number_is_named_instead_of_losing_the_results(
+    cli, world, folder, tmp_path
+):
+    tensors(lambda held: held.update({NORM: held[NORM] * np.float32(1e6)}))(folder)
+    got = cli("evaluate", world.config("evaluate"), f"model={folder}", f"run_dir={tmp_path / 'r'}")
+    assert got.code == 0, got.err
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert results["metrics"]["forget_perplexity"] is None
+    assert results["evaluation"]["reasons"]["forget_perplexity"] == "it is inf"

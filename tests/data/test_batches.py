@@ -194,3 +194,29 @@ def test_prefetch_raises_where_the_result_would_have_come_and_closes():
     next(half)
     half.close()
     assert threading.active_count() <= before
+
+
+def test_aligned_roles_have_partners_in_the_same_row_and_segment(new_set, sets):
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(4, 40, 22)
+    alternate = new_set(lengths, [n // 3 for n in lengths], 3)
+    together = paired({**sets, "alternate": alternate}, aligned=frozenset({"alternate"})).plan(6)
+    for step in range(6):
+        made, _ = together.at(step)
+        np.testing.assert_array_equal(made["alternate"].example, made["forget"].example)
+        for role, tokenised in (("forget", sets["forget"]), ("alternate", alternate)):
+            batch = made[role]
+            for row, segment in zip(*np.nonzero(batch.example >= 0), strict=True):
+                example = batch.example[row, segment]
+                begin, end = tokenised.offsets[example], tokenised.offsets[example + 1]
+                inside = batch.segments[row] == segment + 1
+                np.testing.assert_array_equal(
+                    batch.tokens[row][inside], tokenised.tokens[begin:end]
+                )
+    alone = paired(sets)
+    for step in range(6):
+        for role in sets:
+            np.testing.assert_array_equal(alone.examples(step)[role], together.examples(step)[role])
+    with pytest.raises(UserError, match="22.*partner"):
+        short = new_set([5, 6], [2, 2], 4)
+        paired({**sets, "alternate": short}, aligned=frozenset({"alternate"}))

@@ -63,7 +63,7 @@ def test_logits_equal_pytorch(case):
 
     @jax.jit
     def forward(p):
-        hidden = decoder.hidden_states(p, tokens, mask, positions, cfg)
+        hidden, _ = decoder.hidden_states(p, tokens, mask, positions, cfg)
         return decoder.logits(hidden, decoder.head(p, cfg))
 
     difference = np.abs(np.asarray(forward(params)) - expected["logits"])
@@ -246,3 +246,39 @@ def test_same_shapes_trace_once():
 def test_wrong_compute_is_named(field, wrong):
     with pytest.raises(UserError, match=f"compute.{field} '{wrong}'"):
         Compute(**{field: wrong})
+
+
+@pytest.mark.parametrize("case", VARIED)
+def test_an_inner_layer_is_that_of_a_model_cut_behind_it(case):
+    cfg, params, _ = load(case)
+    batch = rows(*([s] for s in sequences(case)), length=24)
+    for layer in (0, cfg.layers - 1):
+        cut = {**params, "layers": jax.tree.map(lambda x: x[: layer + 1], params["layers"])}  # noqa: B023
+        short = dataclasses.replace(
+            cfg,
+            layers=layer + 1,
+            layer_rope=cfg.layer_rope[: layer + 1],
+            layer_window=cfg.layer_window[: layer + 1],
+        )
+        want = scored(short, cut, batch, residual=-1)
+        ours = scored(cfg, params, batch, residual=layer)
+        np.testing.assert_allclose(ours.residual, want.residual, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours.logp, scored(cfg, params, batch).logp, atol=1e-5)
+    with pytest.raises(UserError, match="layers 0 to"):
+        scored(cfg, params, batch, residual=cfg.layers)
+
+
+def test_layers_behind_the_only_one_used_cost_nothing():
+    cfg, params, _ = load("gpt2")
+    batch = rows(*([s] for s in sequences("gpt2")), length=24)
+
+    def products(also_logp):
+        def loss(p):
+            scores = decoder.score(p, batch, cfg, Compute(remat="none"), residual=0)
+            rest = scores.logp.sum() if also_logp else 0.0
+            return jnp.square(scores.residual).sum() + rest
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().as_text().count(" dot(")
+
+    # one loop forward and one backward instead of two each, and no head
+    assert products(False) < 0.5 * products(True)

@@ -38,7 +38,7 @@ def last_logits(params, tokens, count, cfg):
     """Logits behind the first `count` tokens of one row, without any cache."""
     positions = jnp.arange(len(tokens))
     segments = (positions < count).astype(jnp.int32)
-    hidden = decoder.hidden_states(params, tokens[None], segments[None], positions[None], cfg)
+    hidden, _ = decoder.hidden_states(params, tokens[None], segments[None], positions[None], cfg)
     return decoder.logits(hidden[0, count - 1], decoder.head(params, cfg))
 
 

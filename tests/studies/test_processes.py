@@ -1,6 +1,7 @@
 """Two processes of four devices each are one run: one set of files, the losses of one process."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,3 +108,42 @@ def test_a_refusal_of_the_first_process_ends_both(world, together, tmp_path):
     assert (first.code, second.code) == (2, 2)
     assert "already holds a run" in first.errors
     assert "the first process failed" in second.errors
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together_from_a_damaged_checkpoint(world, alone, together, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(together[0], copy)
+    (copy / "results.json").unlink()
+    for file in (copy / "checkpoints" / "20" / "state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:100])
+    succeed(tree(world, copy), tmp_path / "config.yaml")
+    assert "resuming after step 10 of 20" in (copy / "log.txt").read_text()
+    tiny.same_curve(tiny.rows(copy), tiny.rows(alone))
+
+
+@pytest.mark.slow
+def test_two_processes_find_a_finished_run_finished(world, together, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(together[0], copy)
+    given = tree(world, copy)
+    (copy / "report.html").unlink()
+    before = (copy / "results.json").stat().st_mtime_ns
+    ended = succeed(given, tmp_path / "config.yaml")
+    assert (copy / "results.json").stat().st_mtime_ns == before
+    assert (copy / "report.html").exists()
+    told = [json.loads(each.output.splitlines()[-1])["metrics"] for each in ended]
+    assert told[0] == told[1] == json.loads((copy / "results.json").read_text())["metrics"]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(world, alone, tmp_path):
+    suite = tree(world, alone)["evaluate"]
+    given = {"model": str(alone), "run_dir": str(tmp_path / "run"), "evaluate": suite}
+    ended = processes.run("evaluate", {**given, "max_length": 128}, tmp_path / "config.yaml")
+    assert [each.code for each in ended] == [0, 0], [each.errors for each in ended]
+    mine, theirs = (
+        json.loads((run / "results.json").read_text())["metrics"]
+        for run in (tmp_path / "run", alone)
+    )
+    assert mine == pytest.approx(theirs)

@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,3 +178,18 @@ def test_seconds_are_those_of_every_process_that_led_to_the_result(world, tmp_pa
 def test_another_configuration_is_refused(world, undisturbed, change, key):
     with pytest.raises(UserError, match=key):
         unlearn(tiny.config(world, undisturbed(), **{**change, "train": SHORT}))
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits():
+    """Real processes, real SIGKILL: what `benchmarks/kill_and_resume.py` does on demand."""
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), "--kills", "3", "--steps", "20"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert (told["identical"], told["of"]) == (3, 3)
