@@ -1,5 +1,14 @@
 """How the gradients of several terms become one direction. Nothing here knows a model."""
 
+from jaxforget.combiners.conflict import cagrad, mgda, nash_mtl, orthogonal_retain, pcgrad
 from jaxforget.combiners.sums import check_terms, weighted_sum
 
-__all__ = ["check_terms", "weighted_sum"]
+__all__ = [
+    "cagrad",
+    "check_terms",
+    "mgda",
+    "nash_mtl",
+    "orthogonal_retain",
+    "pcgrad",
+    "weighted_sum",
+]

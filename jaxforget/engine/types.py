@@ -103,6 +103,7 @@ class Scores:
       hidden: `[B, T, D]` final hidden states behind each slot, or None.
       head: the projection from `hidden` to logits, or None.
       stats: see `TokenStats`; None unless asked for.
+      targets: int32 `[B, T]`, the target of each slot; None where the model does not say.
       residual: `[B, T, D]`, output of an inner layer behind each slot; None unless asked for.
       totals: as in the batch.
     """
@@ -114,6 +115,7 @@ class Scores:
     hidden: Array | None = None
     head: Head | None = None
     stats: TokenStats | None = None
+    targets: Array | None = None
     residual: Array | None = None
     totals: Totals | None = None
 

@@ -247,6 +247,7 @@ def score(
         hidden=hidden,
         head=output,
         stats=None if about is None else TokenStats(*about),
+        targets=targets,
         residual=inner,
         totals=batch.totals,
     )

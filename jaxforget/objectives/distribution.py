@@ -36,36 +36,63 @@ def kl_divergence(logits_p: Array, logits_q: Array, *, mask: Array | None = None
     return masked_mean((p * gap).sum(axis=-1), mask)
 
 
-def reference_kl(scores: Scores, reference: ReferenceScores) -> Array:
+def reference_kl(scores: Scores, reference: ReferenceScores, *, reverse: bool = False) -> Array:
     """This batch's share of the step's mean KL(reference || model) over labelled targets.
 
     Args:
       scores: of one role, with `hidden` and `head`.
       reference: of the same batch, with `hidden` and `head`; no gradient flows into it.
+      reverse: KL(model || reference) instead.
     Returns:
       Scalar float32, nats per token.
     Raises:
       UserError: hidden states or a head are missing on either side, or the slots differ.
     """
-    hidden, head = scores.hidden, scores.head
-    fixed, fixed_head = jax.lax.stop_gradient((reference.hidden, reference.head))
-    if hidden is None or head is None:
-        raise UserError("KL: the model's score function returns no hidden states and head")
-    if fixed is None or fixed_head is None:
-        raise UserError("KL: the reference holds no hidden states and head; cache 'hidden' for it")
-    if fixed.shape[:-1] != scores.logp.shape:
-        raise UserError(
-            f"KL: the reference has slots {fixed.shape[:-1]}, the scores {scores.logp.shape}; "
-            "they must be made from the same packed batch"
-        )
+    model, start = sides(scores, reference)
+    p, q = (model, start) if reverse else (start, model)
+    hidden_p, weight_p, bias_p, softcap_p = p
+    hidden_q, weight_q, bias_q, softcap_q = q
     divergence = linear_kl(
-        fixed,
-        fixed_head.weight,
-        hidden,
-        head.weight,
-        bias_p=fixed_head.bias,
-        bias_q=head.bias,
-        softcap_p=fixed_head.softcap,
-        softcap_q=head.softcap,
+        hidden_p,
+        weight_p,
+        hidden_q,
+        weight_q,
+        bias_p=bias_p,
+        bias_q=bias_q,
+        softcap_p=softcap_p,
+        softcap_q=softcap_q,
     )
     return share(divergence, scores.mask, counts(scores).tokens)
+
+
+type Side = tuple[Array, Array, Array | None, float | None]
+"""Hidden states `[B, T, D]`, head weight `[V, D]`, bias and soft cap of one model."""
+
+
+def side(scores: Scores) -> Side:
+    """The model's own distributions.
+
+    Raises:
+      UserError: the score function gave no hidden states and head.
+    """
+    if scores.hidden is None or scores.head is None:
+        raise UserError("the model's score function returns no hidden states and head")
+    head = scores.head
+    return scores.hidden, head.weight, head.bias, head.softcap
+
+
+def sides(scores: Scores, reference: ReferenceScores) -> tuple[Side, Side]:
+    """The model's distributions and the starting model's, the latter without gradient.
+
+    Raises:
+      UserError: hidden states or a head are missing on either side, or the slots differ.
+    """
+    hidden, head = jax.lax.stop_gradient((reference.hidden, reference.head))
+    if hidden is None or head is None:
+        raise UserError("the reference holds no hidden states and head; cache 'hidden' for it")
+    if hidden.shape[:-1] != scores.logp.shape:
+        raise UserError(
+            f"the reference has slots {hidden.shape[:-1]}, the scores {scores.logp.shape}; "
+            "they must be made from the same packed batch"
+        )
+    return side(scores), (hidden, head.weight, head.bias, head.softcap)

@@ -1,143 +1,231 @@
 """Objectives that methods are made of: scores in, unweighted terms and metrics out.
 
 Weights live in the combiner. Every term and metric is the batch's share of a mean over the step.
+All have the metrics `<role>_tokens` of their roles; those on the forget set's likelihood also
+`forget_logp`, the mean log-probability of an answer.
 """
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+from dataclasses import replace
 
 import jax
-from jax import Array
+import jax.numpy as jnp
 
-from jaxforget.engine.errors import UserError, did_you_mean
-from jaxforget.engine.tree import Params
-from jaxforget.engine.types import (
-    Batches,
-    Metrics,
-    Reference,
-    ReferenceScores,
-    ScoreFn,
-    Scores,
-    Terms,
-)
-from jaxforget.objectives.distribution import reference_kl
-from jaxforget.objectives.roles import score_roles
+from jaxforget.engine.types import Reference, Scores
+from jaxforget.objectives import adjusted, alternates, representation
+from jaxforget.objectives.parts import Part, assemble, reference_of
+from jaxforget.objectives.retain import Retain, nll_part, residual_part, retain_part
 from jaxforget.objectives.sequence import (
     check_beta,
+    example_lengths,
+    mean_sequence_logp,
     npo_losses,
     npo_weights,
     sequence_logp,
     valid_examples,
 )
-from jaxforget.objectives.shares import counts, labelled_count, share
-from jaxforget.objectives.spec import Needs, ObjectiveSpec
-from jaxforget.objectives.token import mean_logp
+from jaxforget.objectives.shares import counts, share
+from jaxforget.objectives.spec import ObjectiveSpec
+from jaxforget.objectives.token import mean_logp, token_weights
 
-type Retain = Literal["none", "nll", "kl"]
-type Part = tuple[Array, Metrics]
-
-FORGET, RETAIN = "forget", "retain"
+FORGET, RETAIN, ALTERNATE = "forget", "retain", "alternate"
 
 
 def gradient_ascent_objective() -> ObjectiveSpec:
     """Gradient ascent on the forget set: term `forget` = mean log-probability of its targets.
 
-    Metrics: `forget_logp`, mean log-probability of an answer; `forget_tokens`.
-
     Source: Jang et al. 2022 (arXiv 2210.01504).
     """
-    return _spec("none", {}, _forget_ascent, together=False)
+    return assemble({FORGET: _ascent()})
 
 
-def graddiff(retain: Literal["nll", "kl"] = "nll", *, together: bool = True) -> ObjectiveSpec:
+def graddiff(retain: Retain = "nll", *, together: bool = True) -> ObjectiveSpec:
     """Gradient difference: `forget` = mean log p on the forget set, `retain` holds the model.
 
     Args:
-      retain: "nll": mean negative log-likelihood of the retain set's targets; "kl": mean
-        KL(starting model || model) at them, which needs the starting model's hidden states.
+      retain: see `Retain`; the divergences need the starting model's hidden states.
       together: one forward pass over both roles, see `score_roles`.
     Raises:
       UserError: an unknown `retain`.
-
-    Metrics: `forget_logp`, mean log-probability of an answer; `forget_tokens`, `retain_tokens`.
-
     Source: Liu et al. 2022 (arXiv 2203.12817); with "kl" Maini et al. 2024 (arXiv 2401.06121).
     """
-    _check_retain(retain, ("nll", "kl"))
-    return _spec(retain, {}, _forget_ascent, together=together)
+    return assemble({FORGET: _ascent(), RETAIN: retain_part(retain)}, together=together)
+
+
+def weighted_graddiff(
+    beta: float, beta_unlearned: float = 0.0, retain: Retain = "nll"
+) -> ObjectiveSpec:
+    """Gradient difference whose forget tokens weigh p^beta (1 - p)^beta_unlearned.
+
+    Args:
+      beta, beta_unlearned: exponents >= 0, see `token_weights`; both 0 give `graddiff`.
+      retain: see `Retain`.
+    Source: WGA, Wang et al. 2025 (arXiv 2502.19301); SatImp, Yang et al. 2025 (arXiv 2505.11953).
+    """
+
+    def value(scores, _: Reference):
+        mine: Scores = scores[FORGET]
+        weights = token_weights(mine.logp, beta, beta_unlearned)
+        loss = share(weights * mine.logp, mine.mask, counts(mine).tokens)
+        return loss, _logp_metric(mine)
+
+    return assemble({FORGET: Part((FORGET,), value), RETAIN: retain_part(retain)})
 
 
 def npo_objective(beta: float, retain: Retain = "nll", *, together: bool = True) -> ObjectiveSpec:
-    """Negative preference optimisation, see `npo`; `retain` as in `graddiff`, or "none".
+    """Negative preference optimisation, see `npo`; `retain` as in `graddiff`.
 
     Args:
       beta: inverse temperature > 0.
-      retain: "none", "nll" or "kl".
+      retain: see `Retain`.
       together: one forward pass over both roles, see `score_roles`.
     Raises:
       UserError: beta not above 0, or an unknown `retain`.
 
-    Metrics: `forget_logp`, mean log-probability of an answer; `npo_weight`, mean share of
-    gradient ascent's pull that is left (1 at the start); `forget_tokens`, `retain_tokens`.
+    Metric `npo_weight`: mean share of gradient ascent's pull that is left, 1 at the start.
 
     Source: Zhang et al. 2024 (arXiv 2404.05868), eq. 3.
     """
     check_beta(beta)
-    _check_retain(retain, get_args(Retain.__value__))
 
-    def forget(scores: Scores, reference: Reference) -> Part:
-        start = _reference(reference, FORGET)
-        if start.logp.shape != scores.logp.shape:
-            raise UserError(
-                f"npo: the reference has slots {start.logp.shape}, the scores "
-                f"{scores.logp.shape}; they must be made from the same packed batch"
-            )
-        ours, theirs = sequence_logp(scores), sequence_logp(scores, start.logp)
-        valid, total = valid_examples(scores), counts(scores).examples
+    def value(scores, reference: Reference):
+        mine: Scores = scores[FORGET]
+        start = reference_of(reference, FORGET, mine)
+        ours, theirs = sequence_logp(mine), sequence_logp(mine, start.logp)
+        valid, total = valid_examples(mine), counts(mine).examples
         weights = jax.lax.stop_gradient(npo_weights(ours, theirs, beta))
-        metrics = {
-            "forget_logp": jax.lax.stop_gradient(share(ours, valid, total)),
-            "npo_weight": share(weights, valid, total),
-        }
+        metrics = {**_logp_metric(mine), "npo_weight": share(weights, valid, total)}
         return share(npo_losses(ours, theirs, beta), valid, total), metrics
 
-    return _spec(retain, {FORGET: frozenset({"logp"})}, forget, together=together)
+    forget = Part((FORGET,), value, {FORGET: frozenset({"logp"})})
+    return assemble({FORGET: forget, RETAIN: retain_part(retain)}, together=together)
 
 
-def _spec(
-    retain: str, reference: Mapping[str, frozenset[str]], forget, *, together: bool
+def simnpo_objective(beta: float, margin: float = 0.0, retain: Retain = "nll") -> ObjectiveSpec:
+    """SimNPO, see `simnpo`: NPO on length-normalised log-probabilities without a reference.
+
+    Args:
+      beta: inverse temperature > 0.
+      margin: delta, nats a token.
+      retain: see `Retain`.
+    Source: Fan et al. 2024 (arXiv 2410.07163), eq. 3.
+    """
+    check_beta(beta, "simnpo")
+
+    def value(scores, _: Reference):
+        mine: Scores = scores[FORGET]
+        lengths = example_lengths(mine)
+        means = sequence_logp(mine) / jnp.where(lengths > 0, lengths, 1.0)
+        losses = npo_losses(means, jnp.full_like(means, -margin), beta)
+        loss = share(losses, valid_examples(mine), counts(mine).examples)
+        return loss, _logp_metric(mine)
+
+    return assemble({FORGET: Part((FORGET,), value), RETAIN: retain_part(retain)})
+
+
+def dpo_objective(beta: float, retain: Retain = "nll") -> ObjectiveSpec:
+    """DPO that prefers each forget example's alternate answer; term `forget`.
+
+    Metric `preferred`: share of pairs whose alternate answer has gained on the one to forget.
+
+    Args:
+      beta: inverse temperature > 0.
+      retain: see `Retain`.
+    Source: see `jaxforget.objectives.dpo`.
+    """
+    return assemble({FORGET: alternates.dpo_part(beta), RETAIN: retain_part(retain)})
+
+
+def alternate_objective(retain: Retain = "nll") -> ObjectiveSpec:
+    """Learn the alternate answers: preference optimisation by refusals, random labels, amnesia.
+
+    Term `alternate` is the negative log-likelihood of the role `alternate`.
+
+    Args:
+      retain: see `Retain`.
+    Source: PO in Maini et al. 2024 (arXiv 2401.06121), section 3.
+    """
+    return assemble({ALTERNATE: nll_part(ALTERNATE), RETAIN: retain_part(retain)})
+
+
+def llmu_objective(retain: Retain = "kl") -> ObjectiveSpec:
+    """Gradient ascent, mismatched answers and a retain term: `forget`, `alternate`, `retain`.
+
+    Source: Yao et al. 2023, LLMU (arXiv 2310.10683), eq. 2.
+    """
+    return assemble(
+        {FORGET: _ascent(), ALTERNATE: nll_part(ALTERNATE), RETAIN: retain_part(retain)}
+    )
+
+
+def decoupled(base: ObjectiveSpec, role: str = "general") -> ObjectiveSpec:
+    """A method with the prompt-decouple term: harmless uses of the forgotten prompts keep working.
+
+    Args:
+      base: any objective.
+      role: data set of harmless prompts in the words of those to forget, with normal answers.
+    Returns:
+      The objective with a further term `decouple`, the role's negative log-likelihood.
+    Source: SafeEraser (arXiv 2502.12520), eq. 5.
+    """
+    part = nll_part(role)
+
+    def objective(score, params, batches, reference):
+        terms, metrics = base.objective(score, params, batches, reference)
+        value, _ = part.value({role: score(params, batches[role])}, reference)
+        return {**terms, "decouple": value}, metrics
+
+    needs = replace(base.needs, roles=(*base.needs.roles, role))
+    return ObjectiveSpec(objective, needs, (*base.terms, "decouple"))
+
+
+def flat_objective(divergence: alternates.Divergence = "tv") -> ObjectiveSpec:
+    """FLAT on pairs of alternate and forget answers, no retain data; see `alternates.flat`."""
+    return assemble({FORGET: alternates.flat_part(divergence)})
+
+
+def ce_u_objective(skip: int = 1, retain: Retain = "none") -> ObjectiveSpec:
+    """CE-U; see `adjusted.cross_entropy_unlearning` and `adjusted.ce_u_part`."""
+    return assemble({FORGET: adjusted.ce_u_part(skip), RETAIN: retain_part(retain)})
+
+
+def undial_objective(beta: float, retain: Retain = "none") -> ObjectiveSpec:
+    """UNDIAL: self-distillation with the target's logit lowered; see `adjusted.undial`."""
+    return assemble({FORGET: adjusted.undial_part(beta), RETAIN: retain_part(retain)})
+
+
+def maximal_entropy_objective(retain: Retain = "nll") -> ObjectiveSpec:
+    """Forget answers become uniform noise; see `adjusted.uniform_cross_entropy`."""
+    return assemble({FORGET: adjusted.uniform_part(), RETAIN: retain_part(retain)})
+
+
+def spread_objective(retain: Retain = "nll") -> ObjectiveSpec:
+    """The terms of PDU: flat logits on the forget set; see `adjusted.squared_spread`."""
+    return assemble({FORGET: adjusted.spread_part(), RETAIN: retain_part(retain)})
+
+
+def rmu_objective(
+    layer: int, coefficient: float, *, adaptive: bool = False, seed: int = 0
 ) -> ObjectiveSpec:
-    """An objective of a forget term and, unless "none", a retain term."""
-    roles = (FORGET,) if retain == "none" else (FORGET, RETAIN)
-    needed = {**reference, RETAIN: frozenset({"hidden"})} if retain == "kl" else dict(reference)
+    """RMU: `forget` steers a layer's states to a random vector, `retain` holds them in place.
 
-    def objective(
-        score: ScoreFn, params: Params, batches: Batches, cached: Reference
-    ) -> tuple[Terms, Metrics]:
-        scores = score_roles(score, params, batches, roles, together=together)
-        terms, metrics = {}, {}
-        terms[FORGET], metrics = forget(scores[FORGET], cached)
-        if retain == "nll":
-            terms[RETAIN] = -mean_logp(scores[RETAIN])
-        elif retain == "kl":
-            terms[RETAIN] = reference_kl(scores[RETAIN], _reference(cached, RETAIN))
-        tokens = {f"{role}_tokens": labelled_count(scores[role]) for role in roles}
-        return terms, {**metrics, **tokens}
-
-    return ObjectiveSpec(objective, Needs(roles, needed), roles)
+    Args:
+      layer: counted from 0, negative from the last; later layers are not even computed.
+      coefficient: length of the vector, > 0; with `adaptive` relative to the starting model's
+        states.
+      adaptive: see `representation.adaptive_rmu_part`.
+      seed: of the vector.
+    Source: Li et al. 2024 (arXiv 2403.03218); adaptive: Dang et al. 2024 (arXiv 2408.06223).
+    """
+    part = representation.adaptive_rmu_part if adaptive else representation.rmu_part
+    return assemble({FORGET: part(layer, coefficient, seed=seed), RETAIN: residual_part(layer)})
 
 
-def _forget_ascent(scores: Scores, reference: Reference) -> Part:
-    answers = share(sequence_logp(scores), valid_examples(scores), counts(scores).examples)
-    return mean_logp(scores), {"forget_logp": jax.lax.stop_gradient(answers)}
+def _ascent() -> Part:
+    def value(scores, _: Reference):
+        return mean_logp(scores[FORGET]), _logp_metric(scores[FORGET])
+
+    return Part((FORGET,), value)
 
 
-def _reference(reference: Reference, role: str) -> ReferenceScores:
-    if role not in reference:
-        raise UserError(f"the objective needs reference scores of {role!r}: cache them first")
-    return reference[role]
-
-
-def _check_retain(retain: str, allowed: tuple[str, ...]) -> None:
-    if retain not in allowed:
-        raise UserError(f"retain: no such term {retain!r}. {did_you_mean(retain, allowed)}")
+def _logp_metric(scores: Scores):
+    return {"forget_logp": jax.lax.stop_gradient(mean_sequence_logp(scores))}

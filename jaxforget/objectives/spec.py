@@ -13,12 +13,17 @@ class Needs:
     Attributes:
       roles: data sets, e.g. ("forget", "retain").
       reference: by role, the scores of the starting model it compares with: "logp" of every
-        target, and "hidden", the hidden states with the output head. A role it does not compare
-        is absent.
+        target, "hidden", the hidden states with the output head, and "residual", the output of
+        layer `residual`. A role it does not compare is absent.
+      aligned: roles whose example i is the partner of the forget set's example i; both are seen
+        in the same step, row and segment.
+      residual: the layer, where an inner one is read.
     """
 
     roles: tuple[str, ...]
     reference: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    aligned: frozenset[str] = frozenset()
+    residual: int | None = None
 
 
 @dataclass(frozen=True)

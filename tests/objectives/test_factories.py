@@ -10,78 +10,29 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from objectives import toy_lm as toy
+from objectives.cases import (
+    FORGET,
+    PARAMS,
+    RETAIN,
+    SPECS,
+    START,
+    batches,
+    close,
+    evaluate,
+    expected_terms,
+)
 
 from jaxforget.combiners import weighted_sum
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.step import accumulated_gradients, split_rows, with_totals
 from jaxforget.engine.types import Scores
 from jaxforget.objectives import (
-    graddiff,
-    gradient_ascent_objective,
+    flat_objective,
     npo_objective,
+    rmu_objective,
     sequence_logp,
+    undial_objective,
 )
-
-FORGET, RETAIN = toy.examples(1, 7), toy.examples(2, 11)
-PARAMS, START = toy.params(0), toy.params(9)
-SPECS = {
-    "ga": gradient_ascent_objective(),
-    "graddiff": graddiff("nll"),
-    "graddiff_apart": graddiff("nll", together=False),
-    "graddiff_kl": graddiff("kl"),
-    "npo": npo_objective(0.7, retain="none"),
-    "npo_nll": npo_objective(0.7),
-    "npo_kl": npo_objective(0.7, retain="kl", together=False),
-}
-
-
-def batches(max_targets="bound", forget_order=None, retain_order=None, rows=(4, 4)):
-    return {
-        "forget": toy.pack(FORGET, rows[0], 3, max_targets, forget_order),
-        "retain": toy.pack(RETAIN, rows[1], 5, max_targets, retain_order),
-    }
-
-
-def evaluate(spec, some, params=PARAMS):
-    """Terms, metrics, gradient of each term; references made from what the spec declares."""
-    some = {role: some[role] for role in spec.needs.roles}
-    cached = {}
-    for role, fields in spec.needs.reference.items():
-        whole = toy.reference(START, some[role])
-        cached[role] = whole if "hidden" in fields else replace(whole, hidden=None, head=None)
-
-    @jax.jit
-    def terms_of(params, some, cached):
-        pull_back = jax.vjp(lambda p: spec.objective(toy.score, p, some, cached), params)
-        (terms, metrics), pull = pull_back
-        zero = jax.tree.map(jnp.zeros_like, (terms, metrics))
-        gradients = {}
-        for name in terms:
-            seed = ({**zero[0], name: jnp.ones(())}, zero[1])
-            (gradients[name],) = pull(seed)
-        return terms, metrics, gradients
-
-    return terms_of(params, some, cached)
-
-
-def expected_terms(name):
-    start = toy.float64(START)
-    forget = (
-        (lambda p: toy.npo64(p, start, FORGET, 0.7))
-        if name.startswith("npo")
-        else (lambda p: -toy.nll64(p, FORGET))
-    )
-    if name in ("ga", "npo"):
-        return {"forget": forget}
-    if name.endswith("kl"):
-        return {"forget": forget, "retain": lambda p: toy.kl64(p, start, RETAIN)}
-    return {"forget": forget, "retain": lambda p: toy.nll64(p, RETAIN)}
-
-
-def close(a, b, tolerance=1e-6):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
-    )
 
 
 @pytest.mark.parametrize("max_targets", ["bound", None])
@@ -248,19 +199,9 @@ def test_values_that_make_no_sense_are_refused_when_the_objective_is_made():
         npo_objective(0.0)
     with pytest.raises(UserError, match="Did you mean 'nll'"):
         npo_objective(0.1, retain="nl")
-    with pytest.raises(UserError, match="Allowed: kl, nll"):
-        graddiff("none")
-
-
-def test_needs_are_declared():
-    needs = {name: (spec.needs.roles, dict(spec.needs.reference)) for name, spec in SPECS.items()}
-    both, logp, hidden = ("forget", "retain"), frozenset({"logp"}), frozenset({"hidden"})
-    assert needs == {
-        "ga": (("forget",), {}),
-        "graddiff": (both, {}),
-        "graddiff_apart": (both, {}),
-        "graddiff_kl": (both, {"retain": hidden}),
-        "npo": (("forget",), {"forget": logp}),
-        "npo_nll": (both, {"forget": logp}),
-        "npo_kl": (both, {"forget": logp, "retain": hidden}),
-    }
+    with pytest.raises(UserError, match="adaptive|above 0"):
+        rmu_objective(0, 0.0)
+    with pytest.raises(UserError, match="Allowed: tv, kl"):
+        flat_objective("tvv")
+    with pytest.raises(UserError, match="undial: beta"):
+        undial_objective(-1.0)

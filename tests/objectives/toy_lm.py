@@ -16,10 +16,10 @@ def params(seed=0):
     return {name: jnp.asarray(rng.normal(size=s), jnp.float32) for name, s in shapes.items()}
 
 
-def score(p, batch):
+def score(p, batch, residual=None):
     rows, length = batch.tokens.shape
-    hidden = jnp.tanh(p["embed"][batch.tokens].reshape(-1, WIDTH) @ p["mix"])
-    hidden = hidden.reshape(rows, length, WIDTH)
+    inner = (p["embed"][batch.tokens].reshape(-1, WIDTH) @ p["mix"]).reshape(rows, length, WIDTH)
+    hidden = jnp.tanh(inner)
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:
         slots = jnp.argsort(mask == 0, axis=1, stable=True)[:, : batch.max_targets]
@@ -27,7 +27,7 @@ def score(p, batch):
             jnp.take_along_axis(x, slots, axis=1) for x in (targets, mask, segments)
         )
         segments = jnp.where(mask != 0, segments, 0)
-        hidden = jnp.take_along_axis(hidden, slots[:, :, None], axis=1)
+        hidden, inner = (jnp.take_along_axis(x, slots[:, :, None], axis=1) for x in (hidden, inner))
     logp, stats = linear_cross_entropy(hidden, p["head"], targets, stats=True)
     return Scores(
         logp=jnp.where(mask != 0, logp, 0.0),
@@ -37,6 +37,8 @@ def score(p, batch):
         hidden=hidden,
         head=Head(p["head"]),
         stats=TokenStats(*stats),
+        targets=targets,
+        residual=None if residual is None else inner,
         totals=batch.totals,
     )
 
@@ -74,8 +76,8 @@ def pack(some, rows, slots, max_targets="bound", order=None):
 
 @jax.jit
 def reference(p, batch):
-    s = score(p, batch)
-    return ReferenceScores(logp=s.logp, hidden=s.hidden, head=s.head)
+    s = score(p, batch, residual=0)
+    return ReferenceScores(logp=s.logp, hidden=s.hidden, head=s.head, residual=s.residual)
 
 
 # --- float64, example by example ---

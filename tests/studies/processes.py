@@ -2,12 +2,16 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import yaml
+
+LIMIT = 120  # seconds for all processes of a run
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ def run(command: str, tree: dict, file: pathlib.Path, *, processes: int = 2) -> 
             env={
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
+                "PYTHONFAULTHANDLER": "1",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
@@ -48,12 +53,17 @@ def run(command: str, tree: dict, file: pathlib.Path, *, processes: int = 2) -> 
         )
         for index in range(processes)
     ]
+    deadline = time.monotonic() + LIMIT
+    return [_wait(child, deadline) for child in children]
+
+
+def _wait(child: subprocess.Popen, deadline: float) -> Ended:
     try:
-        ended = [(child, *child.communicate(timeout=300)) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    return [Ended(child.returncode, output, errors) for child, output, errors in ended]
+        output, errors = child.communicate(timeout=max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGABRT)  # faulthandler tells where it hangs
+        output, errors = child.communicate()
+    return Ended(child.returncode, output, errors)
 
 
 def _free_port() -> int:

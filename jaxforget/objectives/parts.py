@@ -1,0 +1,107 @@
+"""Parts of objectives: each is one term, with the roles it reads and what it compares with.
+
+A part's value is the batch's share of a mean over the step (see `shares`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from jax import Array
+
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.tree import Params
+from jaxforget.engine.types import (
+    Batches,
+    Metrics,
+    Reference,
+    ReferenceScores,
+    ScoreFn,
+    Scores,
+    Terms,
+)
+from jaxforget.objectives.roles import score_roles
+from jaxforget.objectives.shares import labelled_count
+from jaxforget.objectives.spec import Needs, ObjectiveSpec
+
+type Value = Callable[[Mapping[str, Scores], Reference], tuple[Array, Metrics]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term of an objective.
+
+    Attributes:
+      roles: data sets it reads.
+      value: (scores by role, reference by role) -> (share of the term, metrics).
+      reference: by role, what it compares with of the starting model; see `Needs`.
+      aligned: roles whose examples are partners of the forget set's; see `Needs`.
+      residual: layer whose output it reads, or None.
+    """
+
+    roles: tuple[str, ...]
+    value: Value
+    reference: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    aligned: frozenset[str] = frozenset()
+    residual: int | None = None
+
+
+def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> ObjectiveSpec:
+    """An objective of named parts, from one forward pass over all their roles.
+
+    Args:
+      parts: by name of the term, in order; None is left out.
+      together: see `score_roles`.
+    Returns:
+      A spec whose metrics are the parts' and `<role>_tokens`, labelled targets of each role.
+    Raises:
+      UserError: no part, or parts that read different layers.
+    """
+    terms = {name: part for name, part in parts.items() if part is not None}
+    if not terms:
+        raise UserError("an objective needs at least one term")
+    roles = tuple(dict.fromkeys(role for part in terms.values() for role in part.roles))
+    layers = {part.residual for part in terms.values() if part.residual is not None}
+    if len(layers) > 1:
+        raise UserError(f"terms of one objective must read the same layer, not {sorted(layers)}")
+    residual = next(iter(layers), None)
+    options = {} if residual is None else {"residual": residual}
+
+    def objective(
+        score: ScoreFn, params: Params, batches: Batches, cached: Reference
+    ) -> tuple[Terms, Metrics]:
+        scores = score_roles(score, params, batches, roles, together=together, **options)
+        metrics: Metrics = {}
+        values: Terms = {}
+        for name, part in terms.items():
+            values[name], more = part.value(scores, cached)
+            metrics |= more
+        tokens = {f"{role}_tokens": labelled_count(scores[role]) for role in roles}
+        return values, {**metrics, **tokens}
+
+    return ObjectiveSpec(objective, _needs(roles, terms, residual), tuple(terms))
+
+
+def _needs(roles: tuple[str, ...], terms: Mapping[str, Part], residual: int | None) -> Needs:
+    reference: dict[str, frozenset[str]] = {}
+    for part in terms.values():
+        for role, fields in part.reference.items():
+            reference[role] = reference.get(role, frozenset()) | fields
+    aligned = frozenset().union(*(part.aligned for part in terms.values()))
+    return Needs(roles, reference, aligned, residual)
+
+
+def reference_of(reference: Reference, role: str, scores: Scores) -> ReferenceScores:
+    """The starting model's scores of a role, in the same slots as the model's.
+
+    Raises:
+      UserError: there are none, or they were made from another batch.
+    """
+    if role not in reference:
+        raise UserError(f"the objective needs reference scores of {role!r}: cache them first")
+    found = reference[role]
+    if found.logp.shape != scores.logp.shape:
+        raise UserError(
+            f"the reference of {role!r} has slots {found.logp.shape}, the scores "
+            f"{scores.logp.shape}; they must be made from the same packed batch"
+        )
+    return found
