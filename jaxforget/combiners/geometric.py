@@ -1,8 +1,8 @@
 """Geometric disentanglement: updates that leave protected losses unchanged to first order."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxforget.combiners.faces import MAX_VECTORS
-from jaxforget.combiners.projections import Projection, keep_helpful, project
+from jaxforget.combiners.projections import project, remember, uncovered
 from jaxforget.combiners.sums import weighted_sum
 from jaxforget.combiners.terms import (
     check_terms_of,
@@ -20,7 +20,7 @@ from jaxforget.combiners.terms import (
     weighted,
     whole,
 )
-from jaxforget.combiners.vectors import cosine, dot, norm, safe_divide, zeros
+from jaxforget.combiners.vectors import combination, cosine, dot, norm, safe_divide, zeros
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params, matches, merge, split
 from jaxforget.engine.types import Combiner, Metrics
@@ -38,8 +38,8 @@ class GeometricState(NamedTuple):
         slots.
       second_moment: moving average of squared gradients in scope, float32; `()` for the identity.
       steps: int32, steps taken, for its bias correction.
-      current: between `combine` and `finish` the protected gradients of this step by term, and the
-        gradient of the rest; `()` otherwise, so that checkpoints do not hold it.
+      current: between `combine` and `finish` the protected gradients of this step by term; `()`
+        otherwise, so that checkpoints do not hold them.
     """
 
     memory: tuple[Params, ...]
@@ -50,20 +50,18 @@ class GeometricState(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """The checked arguments of `geometric_disentangle`."""
+    """The checked arguments of `geometric_disentangle` that its parts share."""
 
     weights: Mapping[str, float]
     protect: tuple[str, ...]
+    slots: int
     stage: Stage
     sides: Sides
-    slots: int
     keep: float | None
-    repair: float
     metric: Metric
     decay: float
     epsilon: float
     scope: str | None
-    memory_dtype: Any
     duplicate: float
 
 
@@ -138,30 +136,43 @@ def geometric_disentangle(
       memory_dtype: "bfloat16" or "float32", of the earlier gradients.
       duplicate: a gradient whose cosine with a remembered one exceeds this does not enter.
     Returns:
-      A `Combiner`. Metrics: `predicted_change_T` and `raw_change_T`, <g_T, D> over all leaves with
-      and without projection (stage "update": of the term T itself, nats; stage "gradient": per
-      unit of learning rate, of the direction, negated); `cosine_rest_T` of T's gradient with the
-      weighted sum of unprotected terms; `removed_share` ||D* - D0|| / ||D0||; `binding`, columns
-      that changed the result; with memory, `uncovered_share`, the part of the current protected
-      gradient outside the span of earlier ones.
+      A `Combiner`. Metrics, for every protected term T: `predicted_change_T` and `raw_change_T`,
+        with and without projection, in stage "update" the first-order change <g_T, D> of the term
+        over *all* leaves, in stage "gradient" -<P g_T, g> in scope (per unit of learning rate);
+        `cosine_U_T` with the gradient of every unprotected term U; `uncovered_T`, the share of the
+        whitened gradient outside the span of earlier ones (where there is memory). Besides these
+        `removed_share`, ||D* - D0|| / ||D0||, and `binding`, the number of columns that acted.
     Raises:
       UserError: an argument out of range or without effect; at trace time, names that are not the
         objective's terms, or a scope that matches no leaf.
     Source: Zhou et al. 2025 (arXiv 2511.17100) and the authors' corrected formulation of 2026.
     """
     plan = _checked(
-        weights, protect, covectors, stage, sides, keep, repair, metric, decay, epsilon, scope,
-        memory_dtype, duplicate,
-    )  # fmt: skip
+        _Plan(
+            weights=finite_weights("geometric_disentangle", weights, least=None),
+            protect=names_of("geometric_disentangle", "protect", protect),
+            slots=max(covectors - len(tuple(protect)), 0),
+            stage=stage,
+            sides=sides,
+            keep=keep,
+            metric=metric,
+            decay=decay,
+            epsilon=epsilon,
+            scope=scope,
+            duplicate=duplicate,
+        ),
+        covectors,
+        repair,
+        memory_dtype,
+    )
     if covectors == 0:
         return weighted_sum(weights)
 
     def init(params: Params) -> GeometricState:
-        inside = _inside(params, plan.scope)[0]
-        store = jnp.dtype(plan.memory_dtype)
+        inside, _ = _divide(params, scope)
         return GeometricState(
-            memory=tuple(zeros(inside, store) for _ in range(plan.slots)),
-            second_moment=zeros(inside, jnp.float32) if plan.metric == "second_moment" else (),
+            memory=tuple(zeros(inside, jnp.dtype(memory_dtype)) for _ in range(plan.slots)),
+            second_moment=zeros(inside, jnp.float32) if metric == "second_moment" else (),
             steps=jnp.zeros((), jnp.int32),
         )
 
@@ -171,21 +182,132 @@ def geometric_disentangle(
         check_terms_of("geometric_disentangle", {*plan.weights, *plan.protect}, gradients)
         direction = weighted(plan.weights, gradients)
         protected = {name: gradients[name] for name in plan.protect}
-        state = _with_moment(plan, state, direction, protected)
-        metrics = _cosines(plan, gradients, direction)
-        if plan.stage == "update":
-            return direction, state._replace(current=protected), metrics
-        moved, memory, more = _move(plan, state, direction, protected, sign=-1.0)
-        if plan.repair:
-            parts = [direction_of for direction_of in protected.values()]
-            added = weighted(dict.fromkeys(protected, plan.repair), protected)
-            moved = jax.tree.map(jnp.add, moved, added) if parts else moved
-        return moved, state._replace(memory=memory), {**metrics, **more}
+        state = _with_squares(plan, state, direction, protected)
+        cosines = _cosines(plan, gradients)
+        if stage == "update":
+            return direction, state._replace(current=protected), cosines
+        moved, state, metrics = _move(plan, state, direction, protected)
+        if repair:
+            moved = combination((1.0, *(repair for _ in protected)), (moved, *protected.values()))
+        return moved, state, {**cosines, **metrics}
 
     def finish(
         delta: Params, state: GeometricState, params: Params
     ) -> tuple[Params, GeometricState, Metrics]:
-        moved, memory, metrics = _move(plan, state, delta, state.current, sign=1.0)
-        return moved, state._replace(memory=memory, current=()), metrics
+        moved, state, metrics = _move(plan, state, delta, state.current)
+        return moved, state._replace(current=()), metrics
 
     return Combiner(init=init, combine=combine, finish=finish if stage == "update" else None)
+
+
+def _checked(plan: _Plan, covectors: int, repair: float, memory_dtype: str) -> _Plan:
+    """The plan, if its arguments are in range and each has an effect."""
+    who = "geometric_disentangle"
+    whole(who, "covectors", covectors, 0, MAX_VECTORS)
+    if not plan.protect:
+        raise UserError(f"{who}: protect must name at least one term")
+    if 0 < covectors < len(plan.protect):
+        raise UserError(
+            f"{who}: covectors is {covectors}, but {len(plan.protect)} terms are protected"
+        )
+    choices = {
+        "stage": (plan.stage, ("update", "gradient")),
+        "sides": (plan.sides, ("one", "both")),
+        "metric": (plan.metric, ("second_moment", "identity")),
+        "memory_dtype": (memory_dtype, ("bfloat16", "float32")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(f"{who}: {key} must be one of {list(allowed)}, got {value!r}")
+    number(who, "repair", repair)
+    if plan.keep is not None and plan.keep != math.inf:
+        number(who, "keep", plan.keep)
+    if (plan.keep is not None or repair) and (plan.stage, plan.sides) != ("gradient", "both"):
+        raise UserError(f"{who}: keep and repair need stage 'gradient' and sides 'both'")
+    if number(who, "decay", plan.decay) >= 1 or number(who, "epsilon", plan.epsilon) == 0:
+        raise UserError(f"{who}: decay must be below 1 and epsilon above 0")
+    number(who, "duplicate", plan.duplicate, -1.0, 1.0)
+    return plan
+
+
+def _divide(tree: Params, scope: str | None) -> tuple[Params, Params]:
+    """(leaves in scope, the others)."""
+    if scope is None:
+        return tree, {}
+    inside, outside = split(tree, matches(scope))
+    if not inside:
+        raise UserError(f"geometric_disentangle: scope {scope!r} matches no trained leaf")
+    return inside, outside
+
+
+def _with_squares(
+    plan: _Plan, state: GeometricState, direction: Params, protected: dict[str, Params]
+) -> GeometricState:
+    """The state with this step's squared gradients in its average."""
+    steps = state.steps + 1
+    if plan.metric == "identity":
+        return state._replace(steps=steps)
+    # entries that only a protected gradient touches would otherwise move freely in this metric
+    counted = [direction, *(protected.values() if plan.stage == "update" else ())]
+
+    def leaf(old: Array, *gradients: Array) -> Array:
+        squares = sum((jnp.square(g.astype(jnp.float32)) for g in gradients), jnp.zeros(()))
+        return plan.decay * old + (1.0 - plan.decay) * squares
+
+    inside = [_divide(tree, plan.scope)[0] for tree in counted]
+    return state._replace(
+        steps=steps, second_moment=jax.tree.map(leaf, state.second_moment, *inside)
+    )
+
+
+def _preconditioner(plan: _Plan, state: GeometricState) -> Params | None:
+    """P = 1 / (sqrt(v) + epsilon) in scope; None for the identity."""
+    if plan.metric == "identity":
+        return None
+    correction = 1.0 - plan.decay ** state.steps.astype(jnp.float32)
+    return jax.tree.map(
+        lambda v: 1.0 / (jnp.sqrt(v / correction) + plan.epsilon), state.second_moment
+    )
+
+
+def _move(
+    plan: _Plan, state: GeometricState, x: Params, protected: dict[str, Params]
+) -> tuple[Params, GeometricState, Metrics]:
+    """Project an update (stage "update") or a direction, remember, and measure."""
+    inside, outside = _divide(x, plan.scope)
+    current = [_divide(tree, plan.scope)[0] for tree in protected.values()]
+    scale = _preconditioner(plan, state)
+    moved, found = project(
+        inside,
+        [*current, *state.memory],
+        scale,
+        whiten=plan.stage == "gradient",
+        one_sided=plan.sides == "one",
+        keep=plan.keep,
+        fresh=len(current),
+    )
+    metrics: Metrics = {"binding": found.binding}
+    whole_update = merge(outside, moved) if outside else moved
+    for i, (name, gradient) in enumerate(protected.items()):
+        if plan.stage == "update":
+            changes = dot(gradient, whole_update), dot(gradient, x)
+        else:
+            changes = -dot(current[i], moved, scale), -dot(current[i], inside, scale)
+        metrics[f"predicted_change_{name}"], metrics[f"raw_change_{name}"] = changes
+        if state.memory:
+            metrics[f"uncovered_{name}"] = uncovered(found.gram, i, len(current))
+    difference = jax.tree.map(
+        lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), moved, inside
+    )
+    metrics["removed_share"] = safe_divide(norm(difference), norm(x))
+    memory = remember(state.memory, current, found.gram, plan.duplicate)
+    return whole_update, state._replace(memory=memory), metrics
+
+
+def _cosines(plan: _Plan, gradients: dict[str, Params]) -> Metrics:
+    return {
+        f"cosine_{other}_{name}": cosine(gradients[other], gradients[name])
+        for name in plan.protect
+        for other in plan.weights
+        if other not in plan.protect
+    }

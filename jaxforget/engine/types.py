@@ -172,6 +172,20 @@ class Combiner:
     weights: Mapping[str, float] | None = None
 
 
+@dataclass(frozen=True)
+class Loop:
+    """In which order steps happen.
+
+    Attributes:
+      make: (score, objective, combiner, optimizer, *, accumulate) -> step, a pure function
+        (state, frozen leaves, batches, reference) -> (state, metrics).
+      init: (trained leaves, optimizer) -> what the loop carries in `State.loop_state`.
+    """
+
+    make: Callable[..., Callable[..., Any]]
+    init: Callable[[Params, Any], Any]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Skips:

