@@ -120,7 +120,11 @@ class UnlearnConfig:
     Attributes:
       model: Hugging Face folder or id, a .gguf file, or a run directory.
       forget, retain: training sets; a method that needs no retain data ignores none: leave it out.
-      method: name of a method, or a mapping with `name` and its parameters.
+      alternate: what to answer instead, for methods that need it: a file whose row i answers the
+        forget set's row i, or "refusals", "mismatched" (another forget row's answer) or
+        "retain_answers" (a retain row's).
+      general: harmless prompts with normal answers, for methods that need them.
+      method: name of a method, or a mapping with `name`, its parameters and `combiner`.
       run_dir: where everything is written.
       resume: "auto" continues a run directory; "never" refuses one that exists.
       dtype: of the master weights.
@@ -133,6 +137,8 @@ class UnlearnConfig:
     forget: Source
     run_dir: str
     retain: Source | None = None
+    alternate: Source | None = field(default_factory=lambda: DataSource("refusals"))
+    general: Source | None = None
     method: Annotated[Mapping[str, Any], _named("name")] = field(
         default_factory=lambda: {"name": "npo"}
     )

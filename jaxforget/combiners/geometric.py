@@ -1,33 +1,25 @@
 """Geometric disentanglement: updates that leave protected losses unchanged to first order."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxforget.combiners.faces import MAX_VECTORS
+from jaxforget.combiners.geometric_plan import Metric, Plan, Sides, Stage, checked
 from jaxforget.combiners.projections import project, remember, uncovered
 from jaxforget.combiners.sums import weighted_sum
 from jaxforget.combiners.terms import (
     check_terms_of,
     finite_weights,
     names_of,
-    number,
     weighted,
-    whole,
 )
 from jaxforget.combiners.vectors import combination, cosine, dot, norm, safe_divide, zeros
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params, matches, merge, split
 from jaxforget.engine.types import Combiner, Metrics
-
-type Stage = Literal["update", "gradient"]
-type Sides = Literal["one", "both"]
-type Metric = Literal["second_moment", "identity"]
 
 
 class GeometricState(NamedTuple):
@@ -46,23 +38,6 @@ class GeometricState(NamedTuple):
     second_moment: Any
     steps: Array
     current: Any = ()
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The checked arguments of `geometric_disentangle` that its parts share."""
-
-    weights: Mapping[str, float]
-    protect: tuple[str, ...]
-    slots: int
-    stage: Stage
-    sides: Sides
-    keep: float | None
-    metric: Metric
-    decay: float
-    epsilon: float
-    scope: str | None
-    duplicate: float
 
 
 def geometric_disentangle(
@@ -147,8 +122,8 @@ def geometric_disentangle(
         objective's terms, or a scope that matches no leaf.
     Source: Zhou et al. 2025 (arXiv 2511.17100) and the authors' corrected formulation of 2026.
     """
-    plan = _checked(
-        _Plan(
+    plan = checked(
+        Plan(
             weights=finite_weights("geometric_disentangle", weights, least=None),
             protect=names_of("geometric_disentangle", "protect", protect),
             slots=max(covectors - len(tuple(protect)), 0),
@@ -200,36 +175,6 @@ def geometric_disentangle(
     return Combiner(init=init, combine=combine, finish=finish if stage == "update" else None)
 
 
-def _checked(plan: _Plan, covectors: int, repair: float, memory_dtype: str) -> _Plan:
-    """The plan, if its arguments are in range and each has an effect."""
-    who = "geometric_disentangle"
-    whole(who, "covectors", covectors, 0, MAX_VECTORS)
-    if not plan.protect:
-        raise UserError(f"{who}: protect must name at least one term")
-    if 0 < covectors < len(plan.protect):
-        raise UserError(
-            f"{who}: covectors is {covectors}, but {len(plan.protect)} terms are protected"
-        )
-    choices = {
-        "stage": (plan.stage, ("update", "gradient")),
-        "sides": (plan.sides, ("one", "both")),
-        "metric": (plan.metric, ("second_moment", "identity")),
-        "memory_dtype": (memory_dtype, ("bfloat16", "float32")),
-    }
-    for key, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(f"{who}: {key} must be one of {list(allowed)}, got {value!r}")
-    number(who, "repair", repair)
-    if plan.keep is not None and plan.keep != math.inf:
-        number(who, "keep", plan.keep)
-    if (plan.keep is not None or repair) and (plan.stage, plan.sides) != ("gradient", "both"):
-        raise UserError(f"{who}: keep and repair need stage 'gradient' and sides 'both'")
-    if number(who, "decay", plan.decay) >= 1 or number(who, "epsilon", plan.epsilon) == 0:
-        raise UserError(f"{who}: decay must be below 1 and epsilon above 0")
-    number(who, "duplicate", plan.duplicate, -1.0, 1.0)
-    return plan
-
-
 def _divide(tree: Params, scope: str | None) -> tuple[Params, Params]:
     """(leaves in scope, the others)."""
     if scope is None:
@@ -241,7 +186,7 @@ def _divide(tree: Params, scope: str | None) -> tuple[Params, Params]:
 
 
 def _with_squares(
-    plan: _Plan, state: GeometricState, direction: Params, protected: dict[str, Params]
+    plan: Plan, state: GeometricState, direction: Params, protected: dict[str, Params]
 ) -> GeometricState:
     """The state with this step's squared gradients in its average."""
     steps = state.steps + 1
@@ -260,7 +205,7 @@ def _with_squares(
     )
 
 
-def _preconditioner(plan: _Plan, state: GeometricState) -> Params | None:
+def _preconditioner(plan: Plan, state: GeometricState) -> Params | None:
     """P = 1 / (sqrt(v) + epsilon) in scope; None for the identity."""
     if plan.metric == "identity":
         return None
@@ -271,7 +216,7 @@ def _preconditioner(plan: _Plan, state: GeometricState) -> Params | None:
 
 
 def _move(
-    plan: _Plan, state: GeometricState, x: Params, protected: dict[str, Params]
+    plan: Plan, state: GeometricState, x: Params, protected: dict[str, Params]
 ) -> tuple[Params, GeometricState, Metrics]:
     """Project an update (stage "update") or a direction, remember, and measure."""
     inside, outside = _divide(x, plan.scope)
@@ -304,7 +249,7 @@ def _move(
     return whole_update, state._replace(memory=memory), metrics
 
 
-def _cosines(plan: _Plan, gradients: dict[str, Params]) -> Metrics:
+def _cosines(plan: Plan, gradients: dict[str, Params]) -> Metrics:
     return {
         f"cosine_{other}_{name}": cosine(gradients[other], gradients[name])
         for name in plan.protect

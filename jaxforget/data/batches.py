@@ -43,7 +43,7 @@ class PairedBatches:
       row_multiple: rows of each role are a multiple of this (shards x micro-batches). Neither it
         nor `length` changes which examples a step sees.
       pairing: "cyclic", as above.
-      anchor: the role that defines the epoch; None: "forget", or the only role.
+      anchor: the role that defines the epoch; None: "forget", else the first.
       aligned: roles whose example i belongs to the anchor's example i, such as its alternative
         answer. They see the anchor's examples, in the same rows and segments.
       shapes: by role, set by `plan`.
@@ -69,7 +69,7 @@ class PairedBatches:
             raise UserError(f"pairing: {did_you_mean(self.pairing, ('cyclic',))}")
         anchor = self.anchor
         if anchor is None:
-            anchor = next(iter(self.sets)) if len(self.sets) == 1 else "forget"
+            anchor = "forget" if "forget" in self.sets else next(iter(self.sets))
         if anchor not in self.sets:
             raise UserError(f"there is no set for the role {anchor!r}, which defines the epoch")
         object.__setattr__(self, "anchor", anchor)

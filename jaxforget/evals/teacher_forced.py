@@ -33,6 +33,7 @@ class TokenTable:
       mean: float32 `[M]`, E_p[log p]; None unless asked for.
       second_moment: float32 `[M]`, E_p[(log p)^2]; None unless asked for.
       hidden: float32 `[M, D]`, final hidden states; None unless asked for.
+      residual: float32 `[M, D]`, output of an inner layer; None unless asked for.
     """
 
     offsets: np.ndarray
@@ -41,6 +42,7 @@ class TokenTable:
     mean: np.ndarray | None = None
     second_moment: np.ndarray | None = None
     hidden: np.ndarray | None = None
+    residual: np.ndarray | None = None
 
 
 def score_set(
@@ -52,6 +54,7 @@ def score_set(
     length: int | None = None,
     stats: bool = False,
     hidden: bool = False,
+    residual: int | None = None,
     put: Callable[[Any], Any] = jax.device_put,
     counted: Callable[[int, int], None] = lambda *_: None,
 ) -> TokenTable:
@@ -65,6 +68,7 @@ def score_set(
       length: tokens of a packed row; None: the longest example, at least 256, rounded up to 64.
       stats: also hit, mean and second moment of each target.
       hidden: also final hidden states.
+      residual: also the output of this layer, counted from 0, negative from the last.
       put: places a batch on the devices.
       counted: told (batches done, batches in all).
     Returns:
@@ -73,8 +77,8 @@ def score_set(
     longest = int(tokenised.lengths.max())
     length = length or max(256, -(-longest // _MULTIPLE) * _MULTIPLE)
     batches = pack_all(tokenised, rows=rows, length=length)
-    names = _wanted(stats, hidden)
-    run = _compiled(score, names, stats)
+    names = _wanted(stats, hidden, residual is not None)
+    run = _compiled(score, names, stats, residual)
     tables: dict[str, np.ndarray] = {}
     pending: tuple[TokenBatch, Any] | None = None
     for done, batch in enumerate(batches, start=1):
@@ -88,20 +92,23 @@ def score_set(
     return TokenTable(offsets=tokenised.label_offsets, **tables)
 
 
-def _wanted(stats: bool, hidden: bool) -> tuple[str, ...]:
+def _wanted(stats: bool, hidden: bool, residual: bool) -> tuple[str, ...]:
     names = [field.name for field in fields(TokenTable) if field.name != "offsets"]
-    chosen = {"logp", *(["hidden"] if hidden else [])}
+    chosen = {"logp", *(["hidden"] if hidden else []), *(["residual"] if residual else [])}
     chosen |= {"hit", "mean", "second_moment"} if stats else set()
     return tuple(name for name in names if name in chosen)
 
 
 @functools.lru_cache(maxsize=2)  # holds the model alive
 def _compiled(
-    score: Callable[..., Scores], names: tuple[str, ...], stats: bool
+    score: Callable[..., Scores], names: tuple[str, ...], stats: bool, residual: int | None
 ) -> Callable[..., Any]:
     def run(params: Params, batch: TokenBatch) -> tuple[Any, dict[str, Any]]:
-        scores = score(params, batch, stats=True) if stats else score(params, batch)
-        holders = [scores if name in ("logp", "hidden") else scores.stats for name in names]
+        asked: dict[str, Any] = {"stats": True} if stats else {}
+        asked |= {} if residual is None else {"residual": residual}
+        scores = score(params, batch, **asked)
+        own = ("logp", "hidden", "residual")
+        holders = [scores if name in own else scores.stats for name in names]
         found = zip(names, holders, strict=True)
         floats = {name: jnp.asarray(getattr(holder, name), jnp.float32) for name, holder in found}
         return (scores.mask, scores.segments), floats

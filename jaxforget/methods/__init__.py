@@ -1,18 +1,11 @@
 """Named recipes: `methods.get("npo", beta=0.1)`, `methods.names()`."""
 
-from jaxforget.methods.recipes import (
-    RECIPES,
-    Method,
-    Recipe,
-    from_config,
-    from_parts,
-    get,
-    markdown,
-    names,
-    table,
-)
+from jaxforget.methods.catalogue import from_config, get, markdown, names, table
+from jaxforget.methods.method import COMBINERS, Method, from_parts
+from jaxforget.methods.recipes import RECIPES, Recipe
 
 __all__ = [
+    "COMBINERS",
     "RECIPES",
     "Method",
     "Recipe",

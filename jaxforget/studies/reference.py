@@ -17,7 +17,7 @@ from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.tree import flatten
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models.language_model import LanguageModel
-from jaxforget.studies.training import HIDDEN, LOGP
+from jaxforget.studies.training import HIDDEN, LOGP, RESIDUAL
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def with_reference(
     needs: Mapping[str, frozenset[str]],
     *,
     folder: pathlib.Path,
+    layer: int | None = None,
     rows: int = 8,
     put: Callable[[Any], Any] = jax.device_put,
 ) -> dict[str, TokenisedSet]:
@@ -48,9 +49,10 @@ def with_reference(
     Args:
       lm: the starting model.
       sets: by role.
-      needs: by role, "logp" and/or "hidden".
+      needs: by role, "logp", "hidden" and "residual", the output of `layer`.
       folder: scores are kept here under a fingerprint of (parameters, compute, data), so a
         resumed run reads them; damaged files are made again.
+      layer: whose output "residual" is.
       rows: packed rows scored at a time.
       put: places a batch on the devices.
     """
@@ -61,30 +63,37 @@ def with_reference(
     for role, fields in needs.items():
         if not fields:
             continue
-        key = hashlib.sha256(f"{model} {sets[role].fingerprint} {sorted(fields)}".encode())
+        inner = layer if "residual" in fields else None
+        identity = f"{model} {sets[role].fingerprint} {sorted(fields)} {inner}"
+        key = hashlib.sha256(identity.encode())
         file = folder / f"reference-{key.hexdigest()[:32]}"
         columns = _read(file, fields, int(sets[role].mask.sum()))
         if columns is None:
             log.info("scoring the %s set with the starting model", role)
-            columns = _score(lm, sets[role], "hidden" in fields, rows, put)
+            columns = _score(lm, sets[role], "hidden" in fields, inner, rows, put)
             _write(file, columns)
         made[role] = sets[role].with_columns(**columns)
     return made
 
 
 def _score(
-    lm: LanguageModel, tokenised: TokenisedSet, hidden: bool, rows: int, put: Callable[[Any], Any]
+    lm: LanguageModel,
+    tokenised: TokenisedSet,
+    hidden: bool,
+    layer: int | None,
+    rows: int,
+    put: Callable[[Any], Any],
 ) -> dict[str, np.ndarray]:
-    table = score_set(lm.score, lm.params, tokenised, rows=rows, hidden=hidden, put=put)
-    columns = {LOGP: table.logp}
-    if hidden:
-        assert table.hidden is not None
-        columns[HIDDEN] = table.hidden
-    return columns
+    table = score_set(
+        lm.score, lm.params, tokenised, rows=rows, hidden=hidden, residual=layer, put=put
+    )
+    found = {LOGP: table.logp, HIDDEN: table.hidden, RESIDUAL: table.residual}
+    return {name: column for name, column in found.items() if column is not None}
 
 
 def _names(fields: frozenset[str]) -> list[str]:
-    return [LOGP, HIDDEN] if "hidden" in fields else [LOGP]
+    asked = {"hidden": HIDDEN, "residual": RESIDUAL}
+    return [LOGP, *(name for field, name in asked.items() if field in fields)]
 
 
 def _read(folder: pathlib.Path, fields: frozenset[str], count: int) -> dict[str, np.ndarray] | None:

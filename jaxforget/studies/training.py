@@ -24,14 +24,13 @@ from jaxforget.engine.state import init_state
 from jaxforget.engine.train import Cadence, Inputs, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
 from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores, State
-from jaxforget.loops import plain
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora
 
 log = logging.getLogger(__name__)
 
-LOGP, HIDDEN = "reference_logp", "reference_hidden"
+LOGP, HIDDEN, RESIDUAL = "reference_logp", "reference_hidden", "reference_residual"
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,21 @@ def refuse_early(
 
 
 def plan_batches(
-    sets: Mapping[str, TokenisedSet], settings: TrainConfig, mesh: Mesh
+    sets: Mapping[str, TokenisedSet],
+    settings: TrainConfig,
+    mesh: Mesh,
+    aligned: frozenset[str] = frozenset(),
 ) -> tuple[PairedBatches, int]:
     """Batches of fixed shape for the whole run, and the number of steps."""
     multiple = meshes.row_shards(mesh) * settings.accumulate
-    batches = PairedBatches(sets, settings.batch_size, settings.seed, settings.row_length, multiple)
+    batches = PairedBatches(
+        sets,
+        settings.batch_size,
+        settings.seed,
+        settings.row_length,
+        multiple,
+        aligned=aligned,
+    )
     steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
     return batches.plan(steps), steps
 
@@ -138,20 +147,23 @@ def train_model(
       clock: seconds since this process began what is to be timed.
       listen: told of every logged step.
     """
-    batches, steps = plan_batches(sets, settings, mesh)
+    batches, steps = plan_batches(sets, settings, mesh, method.needs.aligned)
     trained, frozen = divide(lm, lora, settings)
     frozen = meshes.put(frozen, meshes.shardings(frozen, mesh))
     heads = _reference_heads(lm, method, mesh)
     transform = make_optimizer(optimizer, steps)
 
     def begin(params: Params) -> State:
-        return init_state(params, transform, method.combiner, seed=settings.seed)
+        carried = method.loop.init(params, transform)
+        return init_state(
+            params, transform, method.combiner, seed=settings.seed, loop_state=carried
+        )
 
     placed = meshes.shardings(jax.eval_shape(begin, trained), mesh)
     # copied: the state is donated, the caller's arrays must survive
     copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
     state = jax.jit(begin, out_shardings=placed)(copies)
-    step = plain(
+    step = method.loop.make(
         lm.score, method.objective, method.combiner, transform, accumulate=settings.accumulate
     )
     compiled = compile_step(step, mesh, placed)
@@ -228,7 +240,9 @@ def _reference(columns: Mapping[str, Any], head: Head | None) -> ReferenceScores
     hidden = columns.get(HIDDEN)
     if hidden is not None and head is not None:
         hidden = hidden.astype(head.weight.dtype)  # as the model multiplies them
-    return ReferenceScores(logp=columns[LOGP], hidden=hidden, head=head)
+    return ReferenceScores(
+        logp=columns[LOGP], hidden=hidden, head=head, residual=columns.get(RESIDUAL)
+    )
 
 
 class _Watch:

@@ -10,7 +10,7 @@ from jaxforget import config as configs
 from jaxforget import methods
 from jaxforget.combiners import weighted_sum
 from jaxforget.config import FinetuneConfig, UnlearnConfig
-from jaxforget.data.records import Record, refuse_overlap
+from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
@@ -36,6 +36,7 @@ from jaxforget.studies.common import (
 )
 from jaxforget.studies.evaluate import read_suite, run_suite, write_page
 from jaxforget.studies.reference import with_reference
+from jaxforget.studies.roles import read_roles, refuse_missing
 from jaxforget.studies.training import Trained, refuse_early, train_model
 
 log = logging.getLogger(__name__)
@@ -62,19 +63,12 @@ def unlearn(
         finished = _finished(run, config)
         if finished is not None:
             return finished
-        for role in method.roles:
-            if getattr(config, role, None) is None:
-                raise UserError(f"{role}: method {method.name!r} needs this data set; name a file")
+        refuse_missing(config, method)
         if config.evaluate is not None:
             read_suite(config.evaluate, run)
         lm = load_model(config)
         events.stage("reading data")
-        sets, records = {}, {}
-        for role in method.roles:
-            source = getattr(config, role)
-            records[role], sets[role] = load_set(source, lm, config, run)
-        if "retain" in records:
-            refuse_overlap(records["forget"], records["retain"])
+        sets = read_roles(config, method, lm, run)
         return _run(config, method, lm, sets, run, events)
 
 
@@ -114,7 +108,9 @@ def _run(
     if any(method.reference.values()):
         events.stage("scoring with the starting model")
     with first_before_others():
-        referenced = with_reference(lm, sets, method.reference, folder=run.cache)
+        referenced = with_reference(
+            lm, sets, method.reference, folder=run.cache, layer=method.needs.residual
+        )
     events.stage(f"training ({method.name})")
     trained = train_model(
         lm,

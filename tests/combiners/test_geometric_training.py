@@ -12,7 +12,7 @@ from jaxforget.loops import plain
 
 FORGET, GRADDIFF = {"forget": 1.0, "retain": 0.0}, {"forget": 1.0, "retain": 1.0}
 BATCHES = {"forget": toy.batch(1), "retain": toy.batch(2)}
-WARM, STEPS = 4, (2e-2, 1e-2, 5e-3, 2.5e-3)
+WARM, STEPS = 4, (8e-3, 4e-3, 2e-3, 1e-3)
 
 
 def optimizer_of(learning_rate):

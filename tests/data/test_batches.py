@@ -138,7 +138,7 @@ def test_bad_sets_are_refused(sets, new_set):
     with pytest.raises(UserError, match="the retain set is empty"):
         paired({**sets, "retain": new_set([], [])})
     with pytest.raises(UserError, match="no set for the role 'forget'"):
-        paired({"a": sets["forget"], "b": sets["retain"]})
+        paired({"a": sets["forget"], "b": sets["retain"]}, anchor="forget")
     with pytest.raises(UserError, match="row 4 of the retain set has .* packed length 8"):
         paired({"forget": new_set([5], [1]), "retain": new_set([9], [1], rows=[4])}, length=8)
     with pytest.raises(UserError, match="batch_size is 0"):

@@ -1,0 +1,204 @@
+"""Parameters of the methods with their papers' defaults; values are validated by type and range.
+
+`forget_weight`, `retain_weight` and the like scale terms and are >= 0; `retain` says how the retain
+set holds the model, see `jaxforget.objectives.retain.Retain`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+type Weight = Annotated[float, Ge(0)]
+type Positive = Annotated[float, Gt(0)]
+type Retain = Literal["none", "nll", "kl", "kl_reverse"]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Of `ga`."""
+
+    forget_weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class GradDiff:
+    """Of `graddiff`, `me` and `po`."""
+
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class KlMin:
+    """Of `kl_min`; `direction` "forward" is KL(start || model)."""
+
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    direction: Literal["forward", "reverse"] = "forward"
+
+
+@dataclass(frozen=True)
+class MaximalEntropy:
+    """Of `me`."""
+
+    forget_weight: Weight = 0.1
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class Npo:
+    """Of `npo`; retain "none" is the paper's plain NPO."""
+
+    beta: Positive = 0.1
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class SimNpo:
+    """Of `simnpo`: `margin` is delta, nats a token."""
+
+    beta: Positive = 4.5
+    margin: float = 0.0
+    forget_weight: Weight = 0.125
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class Wga:
+    """Of `wga`: exponent of the token's probability."""
+
+    beta: Weight = 1.0
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class SatImp:
+    """Of `satimp`: exponents of p and of 1 - p."""
+
+    beta1: Weight = 5.0
+    beta2: Weight = 1.0
+    forget_weight: Weight = 0.1
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """Of `dpo`."""
+
+    beta: Positive = 0.1
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class Llmu:
+    """Of `llmu`."""
+
+    forget_weight: Weight = 0.5
+    alternate_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "kl"
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """Of `prompt_decouple`."""
+
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 0.5
+    decouple_weight: Weight = 0.5
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Of `flat`."""
+
+    divergence: Literal["tv", "kl", "pearson", "js"] = "tv"
+    forget_weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class CeU:
+    """Of `ce_u`: `skip` 1 leaves out each answer's first target."""
+
+    skip: Literal[0, 1] = 1
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "none"
+
+
+@dataclass(frozen=True)
+class Undial:
+    """Of `undial`: by how much the target's logit is lowered."""
+
+    beta: Weight = 10.0
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "none"
+
+
+@dataclass(frozen=True)
+class Rmu:
+    """Of `rmu`: the layer (from 0, negative from the last) and the random vector's length."""
+
+    layer: int = 7
+    coefficient: Positive = 2.0
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1200.0
+    seed: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class AdaptiveRmu:
+    """Of `adaptive_rmu`: the vector is `scale` times as long as the starting model's states."""
+
+    layer: int = 7
+    scale: Positive = 5.0
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1200.0
+    seed: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class Pdu:
+    """Of `pdu`: see `jaxforget.loops.PrimalDualSettings`; `warmup` in steps."""
+
+    forget_weight: Weight = 1.0
+    bound: float = 0.3
+    start: Weight = 100.0
+    rate: Weight = 5.0
+    warmup: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True)
+class Ofmu:
+    """Of `ofmu`: see `jaxforget.loops.OfmuSettings`."""
+
+    beta: Weight = 0.1
+    rho: Weight = 1e-6
+    growth: Annotated[float, Ge(1)] = 1.05
+    inner_steps: Annotated[int, Ge(0)] = 5
+    reading: Literal["A", "B", "C"] = "A"
+    similarity: Literal["plain", "squared", "absolute"] = "plain"
+    outer: Literal["exact", "finite_difference"] = "exact"
+    finite_step: Positive = 1e-3
+    normalise: bool = False
+
+
+@dataclass(frozen=True)
+class BlurBilevel:
+    """Of `bilevel_first_order`: weight of the retain gradient orthogonal to the forget one."""
+
+    forget_weight: Weight = 1.0
+    alpha: Weight = 1.0
