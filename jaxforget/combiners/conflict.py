@@ -187,10 +187,7 @@ def orthogonal_retain(
         g_f, g_r = gradients[forget], gradients[retain]
         product, square, length = dot(g_f, g_r), dot(g_f, g_f), norm(g_r)
         share = safe_divide(product, square)
-        clean = combination((1.0, -share), (g_r, g_f))
-        # once more: the first pass leaves a rest of the size of its own rounding
-        rest = safe_divide(dot(g_f, clean), square)
-        direction = combination((forget_weight - alpha * rest, alpha), (g_f, clean))
+        direction = combination((forget_weight - alpha * share, alpha), (g_f, g_r))
         cosine = safe_divide(product, jnp.sqrt(square) * length)
         metrics = {f"cosine_{forget}_{retain}": cosine, "removed_share": jnp.abs(cosine)}
         return direction, state, metrics

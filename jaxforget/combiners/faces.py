@@ -39,10 +39,8 @@ def cone_multipliers(gram: Array, products: Array) -> tuple[Array, Array]:
     scaled = safe_divide(products, lengths)
     size = jnp.maximum(jnp.abs(scaled).max(), jnp.finfo(jnp.float32).tiny)
     b = jnp.where(jnp.isfinite(size), scaled / size, scaled)
-    inverses, used = _face_inverses(unit)
+    inverses, _ = _face_inverses(unit)
     multipliers = _apply(inverses, b)
-    residual = used * (b[None] - _apply(unit, multipliers))
-    multipliers = multipliers + _apply(inverses, residual)
     # negative multipliers and violated inequalities are faults; the least faulty set is the optimum
     slack = (b[None] - _apply(unit, multipliers)) * (lengths > 0)[None]
     fault = jnp.maximum((-multipliers).max(axis=-1), slack.max(axis=-1))

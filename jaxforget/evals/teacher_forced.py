@@ -99,7 +99,7 @@ def _wanted(stats: bool, hidden: bool, residual: bool) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen)
 
 
-@functools.lru_cache(maxsize=2)  # holds the model alive
+@functools.lru_cache(maxsize=8)
 def _compiled(
     score: Callable[..., Scores], names: tuple[str, ...], stats: bool, residual: int | None
 ) -> Callable[..., Any]:

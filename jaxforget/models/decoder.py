@@ -4,8 +4,10 @@ Layers are stacked on a leading axis and scanned, so that one compiled body serv
 what differs between layers (window, rotary table) is scanned beside their weights.
 """
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +260,35 @@ def _labelled(mask: Array, count: int) -> Array:
     if count > mask.shape[1]:
         raise ValueError(f"max_targets {count} exceeds the row length {mask.shape[1]}")
     return jnp.argsort(mask == 0, axis=1, stable=True)[:, :count]
+
+
+class Score(Protocol):
+    """A `ScoreFn` with its options, see `score`."""
+
+    def __call__(
+        self,
+        params: Params,
+        batch: TokenBatch,
+        *,
+        stats: bool = False,
+        residual: int | None = None,
+    ) -> Scores: ...
+
+
+@functools.lru_cache(maxsize=64)
+def scorer(cfg: DecoderConfig, compute: Compute) -> Score:
+    """`score` of one architecture: equal arguments give the very same function.
+
+    It holds no parameters, so that compiled programs are shared and keep no model alive.
+    """
+
+    def bound(
+        params: Params,
+        batch: TokenBatch,
+        *,
+        stats: bool = False,
+        residual: int | None = None,
+    ) -> Scores:
+        return score(params, batch, cfg, compute, stats=stats, residual=residual)
+
+    return bound

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
-from jaxforget.engine.types import Head, Scores, TokenBatch
+from jaxforget.engine.types import Head
 from jaxforget.models import decoder, export, families, hf, tensor_files
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
@@ -55,18 +55,14 @@ class LanguageModel:
     stored_dtype: str | None = None
     generation_config: Mapping[str, Any] | None = field(default=None, repr=False)
 
-    def score(
-        self,
-        params: Params,
-        batch: TokenBatch,
-        *,
-        stats: bool = False,
-        residual: int | None = None,
-    ) -> Scores:
-        """Log-probabilities of a batch's targets under `params`; see `decoder.score`."""
-        return decoder.score(
-            params, batch, self.config, self.compute, stats=stats, residual=residual
-        )
+    @property
+    def score(self) -> decoder.Score:
+        """Log-probabilities of a batch's targets: `score(params, batch)`, see `decoder.score`.
+
+        Equal architectures and ways to compute give the very same function, which holds no
+        parameters: compiled programs are shared between models and keep none of them alive.
+        """
+        return decoder.scorer(self.config, self.compute)
 
     def head(self, params: Params) -> Head:
         """The output projection of `params`, in the compute dtype; see `decoder.head`."""

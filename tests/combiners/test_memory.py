@@ -156,6 +156,17 @@ def test_dependent_and_zero_gradients_do_not_fill_the_basis():
     assert int(state.count) == 2
 
 
+def test_nearly_dependent_gradients_still_make_an_orthonormal_basis():
+    combiner, rng = ogd(TASK, rank=4), np.random.default_rng(3)
+    common = tree(rng)
+    state = combiner.init(common)
+    for _ in range(4):
+        near = jax.tree.map(lambda c, n: c + 4e-3 * n, common, tree(rng))
+        state = extend_basis(state, near)
+    u = np.stack([flat(jax.tree.map(lambda b, i=i: b[i], state.basis)) for i in range(4)])
+    np.testing.assert_allclose(u @ u.T, np.eye(4), atol=1e-6)
+
+
 def test_ogd_grows_from_a_term_until_it_is_full():
     combiner = ogd(TASK, rank=2, grow="retain")
     g = conflicting(0, names=("task", "retain"))

@@ -167,6 +167,7 @@ def train(combiner, steps=4, seed=7):
 
 ONE = weighted_sum({"forget": 1.0})
 SALIENT = largest(tree(np.random.default_rng(12)), 0.5)
+SALIENT["scale"] = SALIENT["scale"].at[0].set(False)  # the parameter there is -0.0
 
 
 def test_masked_entries_stay_bit_equal_under_momentum_and_decay():
@@ -175,6 +176,20 @@ def test_masked_entries_stay_bit_equal_under_momentum_and_decay():
         old, new, mask = map(np.asarray, (old, new, mask))
         np.testing.assert_array_equal(old.view(np.uint32)[~mask], new.view(np.uint32)[~mask])
         assert (old[mask] != new[mask]).all()
+
+
+def test_the_snapshot_survives_the_donation_of_the_parameters():
+    combiner, optimizer = (
+        compose(ONE, multi_step_sparse(0.5, period=2)),
+        make_optimizer(OptimizerConfig(name="sgd"), 4),
+    )
+    state = init_state(jax.tree.map(jnp.copy, PARAMS), optimizer, combiner)
+    step = jax.jit(
+        lambda s, g: guarded_update(s, g, jnp.zeros(()), combiner, optimizer), donate_argnums=0
+    )
+    for seed in range(3):
+        state, _ = step(state, {"sum": tree(np.random.default_rng(seed))})
+    assert np.isfinite(flat(state.params)).all()
 
 
 def test_leaves_outside_a_path_mask_stay_bit_equal():
