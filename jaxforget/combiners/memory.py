@@ -250,13 +250,13 @@ def _outside(x: Params, state: BasisState) -> tuple[Params, Params]:
 
     wide = jax.tree.map(lambda v: v.astype(jnp.float32), x)
     first = once(wide)
-    second = once(jax.tree.map(jnp.subtract, wide, first))
-    removed = jax.tree.map(jnp.add, first, second)
+    near = jax.tree.map(jnp.subtract, wide, first)
+    second = once(near)
     empty = state.count == 0
     moved = jax.tree.map(
-        lambda v, w, r: jnp.where(empty, v, (w - r).astype(v.dtype)), x, wide, removed
+        lambda v, n, s: jnp.where(empty, v, (n - s).astype(v.dtype)), x, near, second
     )
-    return moved, removed
+    return moved, jax.tree.map(jnp.add, first, second)
 
 
 def _rectified(who: str, weights: Mapping[str, float], memory: str, smoothing: float) -> Combiner:
