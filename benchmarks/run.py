@@ -1,7 +1,7 @@
 """Measure, as ratios to limits measured in the same run.
 
     python benchmarks/run.py                       # every suite, quick sizes (make bench)
-    python benchmarks/run.py --suite step --models small --dtypes bfloat16 --steps 40
+    python benchmarks/run.py --models small --dtypes bfloat16 --steps 40 --lanes npo "ofmu inner"
 
 Prints a table and writes JSON with device, versions and every figure.
 """
@@ -21,9 +21,10 @@ def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--suite", nargs="*", choices=SUITES, default=list(SUITES))
-    parser.add_argument("--models", nargs="*", choices=("tiny", "small"), default=["tiny", "small"])
-    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--steps", type=int, default=13, help="of each method and round")
+    parser.add_argument("--models", nargs="*", choices=("tiny", "small"), default=["tiny"])
+    parser.add_argument("--dtypes", nargs="*", default=["float32"])
+    parser.add_argument("--lanes", nargs="*", help="of the suite step; all unless given")
+    parser.add_argument("--steps", type=int, default=17, help="of each lane and round")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved repetitions")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "bench.json")
     options = parser.parse_args()
@@ -42,7 +43,8 @@ def main() -> None:
     for model in options.models:
         for dtype in options.dtypes:
             print(f"step: {model}, {dtype} ...", file=sys.stderr, flush=True)
-            found += step.rows(model, dtype, options.steps, options.rounds)
+            lanes = options.lanes or tuple(step.LANES)
+            found += step.rows(model, dtype, options.steps, options.rounds, lanes)
     write_json(options.out, {**environment(), "rows": found})
     Console().print(plain_table([{k: v for k, v in row.items() if k != "device"} for row in found]))
     print(json.dumps({"written": str(options.out), "device": found[0]["device"]}))

@@ -45,6 +45,9 @@ def main() -> None:
     options = parser.parse_args()
     from rich.console import Console
 
+    from jaxforget.cli import quiet_logs
+
+    quiet_logs()
     console, out, data = Console(), options.out, options.data
     forget = {"path": str(data / "forget01.json")}
     retain = {"path": str(data / "retain99.json"), "rows": f"0:{options.retain}"}

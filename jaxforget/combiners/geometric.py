@@ -80,8 +80,9 @@ def geometric_disentangle(
 
     The metric M = diag(sqrt(v) + epsilon) decides which entries absorb the correction. A combiner
     does not see the optimizer's v: it keeps its own average of squared gradients, bias-corrected
-    and including the current step, so that the first step is projected too. In stage "update" v
-    includes the protected gradients, which bounds the correction of entries that only they touch.
+    and including the current step, so that the first step is projected too. v includes the
+    protected gradients: an entry that only they touch would otherwise have P = 1 / epsilon and take
+    the whole correction.
     "identity" keeps no such average and makes the smallest correction in the Euclidean sense.
 
     Memory: the second moment (float32) and `covectors` - len(protect) trees of `memory_dtype`, all
@@ -192,8 +193,8 @@ def _with_squares(
     steps = state.steps + 1
     if plan.metric == "identity":
         return state._replace(steps=steps)
-    # entries that only a protected gradient touches would otherwise move freely in this metric
-    counted = [direction, *(protected.values() if plan.stage == "update" else ())]
+    # entries that only a protected gradient touches would otherwise absorb every correction
+    counted = [direction, *protected.values()]
 
     def leaf(old: Array, *gradients: Array) -> Array:
         squares = sum((jnp.square(g.astype(jnp.float32)) for g in gradients), jnp.zeros(()))

@@ -76,7 +76,8 @@ def _pdu(q: p.Pdu) -> Built:
 
 def _ofmu(q: p.Ofmu) -> Built:
     loop = ofmu(OfmuSettings(**asdict(q)))
-    return Built(o.graddiff(), {"forget": 1.0, "retain": 1.0}, loop=loop)
+    # apart: each gradient is of one role, and the other's rows must cost nothing
+    return Built(o.graddiff(together=False), {"forget": 1.0, "retain": 1.0}, loop=loop)
 
 
 def _bilevel_first_order(q: p.BlurBilevel) -> Built:

@@ -23,7 +23,7 @@ def columns(seed, k, size=40, shared=0.5, spread=1.0):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 2, 3, 5, 9]), shared=st.floats(0, 3))
+@given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 3, 9]), shared=st.floats(0, 3))
 def test_cone_multipliers_are_nonnegative_least_squares(seed, k, shared):
     g, x = columns(seed, k, shared=shared)
     multipliers, _ = cone(np.float32(g.T @ g), np.float32(g.T @ x))
@@ -84,7 +84,7 @@ def on_simplex(function, k):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 2, 3, 5]), shared=st.floats(0, 3))
+@given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 2, 5]), shared=st.floats(0, 3))
 def test_min_norm_weights_are_the_shortest_point_of_the_hull(seed, k, shared):
     g, _ = columns(seed, k, shared=shared, spread=0.4)
     gram = g.T @ g / np.mean(g**2)

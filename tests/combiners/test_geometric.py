@@ -85,6 +85,21 @@ def test_the_metric_is_the_bias_corrected_average_of_squares():
         np.testing.assert_allclose(flat(moved), expected, atol=2e-6 * np.abs(d).max())
 
 
+@pytest.mark.parametrize("stage", ["update", "gradient"])
+def test_entries_that_only_the_protected_gradient_touches_do_not_take_the_correction(stage):
+    combiner = geometric_disentangle(FORGET, stage=stage, sides="both")
+    g = conflicting(11, shared=2.0)
+    g["forget"]["head"] = times(g["forget"]["head"], 0)
+    direction, state, metrics = combine(combiner, g, start(combiner, g))
+    before, after = g["forget"], direction
+    if stage == "update":
+        before = times(g["forget"], -0.01)
+        after, state, metrics = finish(combiner, before, state)
+    moved = np.abs(flat(after["layers"]) - flat(before["layers"])).max()
+    assert np.abs(flat(after["head"])).max() <= 10 * moved
+    assert 0.1 < float(metrics["removed_share"]) < 10
+
+
 def test_an_update_that_helps_the_protected_term_passes_bit_for_bit():
     combiner = geometric_disentangle(BOTH)
     g = conflicting(2)

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from engine import toy
 
-from jaxforget.combiners import geometric_disentangle, pcgrad, weighted_sum
+from jaxforget.combiners import (
+    compose,
+    geometric_disentangle,
+    multi_step_sparse,
+    path_mask,
+    pcgrad,
+    weighted_sum,
+)
+from jaxforget.engine.checkpoint import Checkpoints
+from jaxforget.engine.mesh import MeshConfig, make_mesh, put, replicated, shardings
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
 from jaxforget.engine.state import init_state
 from jaxforget.loops import plain
@@ -117,6 +126,29 @@ def test_forgetting_goes_on_under_the_projection(weights):
     for _ in range(20):
         free, _ = step(free, 5e-3)
     assert retain_loss(kept.params) < retain_loss(free.params) + 1e-6
+
+
+def test_a_resumed_run_continues_bit_for_bit(tmp_path):
+    combiner = compose(
+        geometric_disentangle(FORGET, covectors=3),
+        multi_step_sparse(0.5, period=2),
+        path_mask("mix|head"),
+    )
+    start, step = step_of(combiner)
+    mesh = make_mesh(MeshConfig(fsdp=8, data=1))
+    placed = shardings(start, mesh)
+    step = jax.jit(step, out_shardings=(placed, replicated(mesh)))
+    state = put(start, placed)
+    for _ in range(3):
+        state, _ = step(state, 1e-2)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, {})
+        checkpoints.wait()
+        resumed = checkpoints.restore(put(start, placed)).state
+    for _ in range(3):
+        state, resumed = step(state, 1e-2)[0], step(resumed, 1e-2)[0]
+    assert jax.tree.structure(state) == jax.tree.structure(resumed)
+    jax.tree.map(np.testing.assert_array_equal, state, resumed)
 
 
 def dots(combiner):

@@ -15,7 +15,7 @@ from jaxforget.combiners.projections import project, remember, uncovered
 from jaxforget.combiners.vectors import combination, cosine, dot, gram, norm
 
 seeds = st.integers(0, 10**6)
-columns_counts = st.sampled_from([1, 2, 4])
+columns_counts = st.sampled_from([1, 3])
 
 
 @partial(jax.jit, static_argnames=("whiten", "one_sided", "keep", "fresh"))
