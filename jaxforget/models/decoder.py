@@ -272,7 +272,9 @@ class Score(Protocol):
         *,
         stats: bool = False,
         residual: int | None = None,
-    ) -> Scores: ...
+    ) -> Scores:
+        """See `score`."""
+        ...
 
 
 @functools.lru_cache(maxsize=64)

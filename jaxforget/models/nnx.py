@@ -20,7 +20,9 @@ COLUMNS = ("positions", "segments")
 class Score(Protocol):
     """A `ScoreFn` that also gives statistics on request."""
 
-    def __call__(self, params: Params, batch: TokenBatch, *, stats: bool = False) -> Scores: ...
+    def __call__(self, params: Params, batch: TokenBatch, *, stats: bool = False) -> Scores:
+        """Scores of a batch under `params`; with `stats` also `Scores.stats`."""
+        ...
 
 
 def from_module(
