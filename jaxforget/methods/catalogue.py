@@ -60,7 +60,10 @@ def from_config(config: Mapping[str, Any]) -> Method:
 
 
 def table() -> list[dict[str, str]]:
-    """One row a method, for printing: name, title, what is minimised, needs, cost, paper."""
+    """One row a method, for printing: name, title, what is minimised, needs, cost, paper.
+
+    Needs are those besides the forget set.
+    """
     rows = []
     for name in names():
         recipe, method = RECIPES[name], get(name)
@@ -72,7 +75,7 @@ def table() -> list[dict[str, str]]:
                 "name": name,
                 "method": recipe.title,
                 "minimises": recipe.formula,
-                "needs besides forget": ", ".join(needs) or "-",
+                "needs": ", ".join(needs) or "-",
                 "cost per step": recipe.cost,
                 "source": recipe.paper,
             }

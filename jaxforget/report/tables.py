@@ -103,15 +103,17 @@ def terminal_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 def plain_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     """A rich table without frames, a column for each key of the first row.
 
-    Headings break at underscores, so that a table of ten columns fits a terminal.
+    Headings break at underscores, so that a table of ten columns fits a terminal; the first
+    column, which names the row, is never broken.
     """
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in rows[0]:
+    for index, column in enumerate(rows[0]):
         text = any(isinstance(row[column], str) and column != "seconds" for row in rows)
         heading = column.replace("_", " ")
-        table.add_column(heading, justify="left" if text else "right", overflow="fold")
+        side = "left" if text else "right"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*map(shown, row.values()))
     return table

@@ -75,6 +75,7 @@ def test_a_combiner_attaches_to_a_method(world, tmp_path, combiner):
     assert any("cosine" in key for key in rows[0])
 
 
+@pytest.mark.slow
 def test_lora_trains_with_hessian_products_and_gradient_geometry(world, tmp_path):
     lora = {"rank": 2, "alpha": 4}
     for number, method in enumerate(
