@@ -10,6 +10,7 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -46,8 +47,14 @@ def main() -> None:
             lanes = options.lanes or tuple(step.LANES)
             found += step.rows(model, dtype, options.steps, options.rounds, lanes)
     write_json(options.out, {**environment(), "rows": found})
-    Console().print(plain_table([{k: v for k, v in row.items() if k != "device"} for row in found]))
+    same = {key for key in found[0] if len({row[key] for row in found}) == 1}
+    print(", ".join(f"{key} {found[0][key]}" for key in found[0] if key in same))
+    Console().print(plain_table([_without(row, same) for row in found]))
     print(json.dumps({"written": str(options.out), "device": found[0]["device"]}))
+
+
+def _without(row: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in keys}
 
 
 if __name__ == "__main__":

@@ -60,11 +60,17 @@ LANES: dict[str, dict[str, Any]] = {
     "graddiff + pcgrad": {"name": "graddiff", "combiner": "pcgrad"},
     "graddiff + gu": {"name": "graddiff", "combiner": "geometric_disentangle"},
     "bilevel_first_order": {"name": "bilevel_first_order"},
-    "ofmu inner": {"name": "ofmu", "inner_steps": 10**6},
+    "ofmu inner, exact": {"name": "ofmu", "inner_steps": 10**6},
     "ofmu outer, exact": {"name": "ofmu", "inner_steps": 0},
+    "ofmu inner, differences": {
+        "name": "ofmu",
+        "inner_steps": 10**6,
+        "inner": "finite_difference",
+    },
     "ofmu outer, differences": {
         "name": "ofmu",
         "inner_steps": 0,
+        "inner": "finite_difference",
         "outer": "finite_difference",
     },
 }

@@ -1,6 +1,7 @@
 """Step order: pure functions from state to state."""
 
-from jaxforget.loops.bilevel import OfmuSettings, ofmu
+from jaxforget.loops.bilevel import ofmu
+from jaxforget.loops.phi import OfmuSettings
 from jaxforget.loops.plain import PLAIN, plain
 from jaxforget.loops.primal_dual import PrimalDualSettings, primal_dual
 

@@ -2,16 +2,15 @@
 
 Inner: maximise Phi = L_f - beta Sim(g_f, g_r), L the mean NLL of a role and g its gradient. Outer:
 one step on L_r + rho ||grad Phi||^2. One cycle is `inner_steps` inner steps and one outer step,
-each on the next batch. Nothing of the size of a Hessian exists: products with it are forward over
-reverse.
+each on the next batch. The gradients are in `phi`.
 
 Source: Asif and Amiri 2025 (arXiv 2509.22483). The paper leaves open where the outer step starts;
 see `OfmuSettings.reading`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,48 +30,10 @@ from jaxforget.engine.types import (
     ScoreFn,
     State,
 )
-
-TINY = 1e-12  # both gradients vanish at a memorised start
-
-type Gradient = Callable[[Params], Params]
+from jaxforget.loops.phi import TINY, Losses, OfmuSettings, Phi, outer_gradient, phi_gradient
 
 
-@dataclass(frozen=True)
-class OfmuSettings:
-    """Of `ofmu`.
-
-    Attributes:
-      beta: weight of the similarity of forget and retain gradients, >= 0.
-      rho: weight of the stationarity penalty at the first outer step, >= 0. Large values undo
-        forgetting: the trained model is itself stationary.
-      growth: factor of rho after every outer step, >= 1.
-      inner_steps: T >= 0.
-      reading: where the outer step starts and is computed: "A": both at the end of the inner
-        loop; "B": both at its start; "C": computed at its end, taken from its start.
-      similarity: "plain" prefers opposed gradients, "squared" and "absolute" orthogonal ones.
-      outer: products with the Hessian of Phi "exact", forward over forward over reverse; or by
-        "finite_difference" of gradients, for attention without a forward rule.
-      finite_step: of the difference, relative to the parameters' norm.
-      normalise: scale each direction to length 1 before the optimizer.
-    """
-
-    beta: float = 0.1
-    rho: float = 0.0
-    growth: float = 1.05
-    inner_steps: int = 5
-    reading: Literal["A", "B", "C"] = "A"
-    similarity: Literal["plain", "squared", "absolute"] = "plain"
-    outer: Literal["exact", "finite_difference"] = "exact"
-    finite_step: float = 1e-3
-    normalise: bool = False
-
-    def __post_init__(self) -> None:
-        bounds = {"beta": 0, "rho": 0, "growth": 1, "inner_steps": 0}
-        for name, low in bounds.items():
-            if not getattr(self, name) >= low:
-                raise UserError(f"ofmu: {name} must be at least {low}, got {getattr(self, name)}")
-        if not self.finite_step > 0:
-            raise UserError(f"ofmu: finite_step must be above 0, got {self.finite_step}")
+DEFAULTS = OfmuSettings()
 
 
 class OfmuState(NamedTuple):
@@ -94,7 +55,7 @@ class OfmuState(NamedTuple):
     most: Array
 
 
-def ofmu(settings: OfmuSettings = OfmuSettings()) -> Loop:
+def ofmu(settings: OfmuSettings = DEFAULTS) -> Loop:
     """The loop; its objective must have the terms `forget` (mean log p) and `retain`.
 
     Args:
@@ -162,13 +123,6 @@ def _step(
     return step
 
 
-class Losses(NamedTuple):
-    """L_f and L_r of one step's batches as functions of the trained leaves."""
-
-    forget: Callable[[Params], Array]
-    retain: Callable[[Params], Array]
-
-
 def _losses(
     score: ScoreFn, objective: Objective, frozen: Params, batches: Batches, reference: Reference
 ) -> Losses:
@@ -183,72 +137,6 @@ def _losses(
         return loss
 
     return Losses(term("forget", -1.0), term("retain", 1.0))
-
-
-def phi_gradient(
-    losses: Losses, params: Params, beta: float, similarity: str = "plain"
-) -> tuple[Params, Metrics]:
-    """grad Phi, exactly: g_f - beta (H_f u + H_r w) with the tangents u, w of the similarity.
-
-    Args:
-      losses: L_f and L_r.
-      params: where.
-      beta: >= 0; 0 costs no Hessian product.
-      similarity: see `OfmuSettings`.
-    Returns:
-      (gradient like `params`, {"forget", "retain", "similarity"}).
-    """
-    # linearised once: a gradient and, later, its product with a tangent for little more
-    (loss_f, g_f), push_f = _linear(losses.forget, params)
-    (loss_r, g_r), push_r = _linear(losses.retain, params)
-    norm_f, norm_r = optax.tree.norm(g_f) + TINY, optax.tree.norm(g_r) + TINY
-    cosine = optax.tree.vdot(g_f, g_r) / (norm_f * norm_r)
-    metrics = {"forget": -loss_f, "retain": loss_r, "similarity": cosine}
-    if beta == 0:
-        return g_f, metrics
-    u = jax.tree.map(lambda f, r: (r / norm_r - cosine * f / norm_f) / norm_f, g_f, g_r)
-    w = jax.tree.map(lambda f, r: (f / norm_f - cosine * r / norm_r) / norm_r, g_f, g_r)
-    slope = {"plain": 1.0, "squared": 2.0 * cosine, "absolute": jnp.sign(cosine)}[similarity]
-    change = jax.tree.map(jnp.add, push_f(u), push_r(w))
-    return jax.tree.map(lambda g, h: g - beta * slope * h, g_f, change), metrics
-
-
-def _linear(loss: Callable[[Params], Array], params: Params) -> tuple[Any, Gradient]:
-    """(value and gradient of a loss, its Hessian as a function of a tangent)."""
-    both, push = jax.linearize(jax.value_and_grad(loss), params)
-    return both, lambda tangent: push(tangent)[1]
-
-
-def outer_gradient(
-    losses: Losses, params: Params, rho: Array, settings: OfmuSettings
-) -> tuple[Params, Metrics]:
-    """grad (L_r + rho ||grad Phi||^2) = g_r + 2 rho H_Phi grad Phi.
-
-    Args:
-      losses: L_f and L_r.
-      params: where.
-      rho: float32 scalar.
-      settings: see `OfmuSettings`; with rho 0 at the start the penalty is never computed.
-    Returns:
-      (gradient like `params`, metrics as in an inner step and "stationarity").
-    """
-
-    def grad_phi(at: Params) -> tuple[Params, Metrics]:
-        return phi_gradient(losses, at, settings.beta, settings.similarity)
-
-    direction, metrics = grad_phi(params)
-    size = optax.tree.norm(direction)
-    g_r = jax.grad(losses.retain)(params)
-    metrics = {**metrics, "stationarity": size}
-    if settings.rho == 0:
-        return g_r, metrics
-    if settings.outer == "exact":
-        product = jax.jvp(lambda at: grad_phi(at)[0], (params,), (direction,))[1]
-    else:
-        e = settings.finite_step * optax.tree.norm(params) / (size + TINY)
-        moved = jax.tree.map(lambda p, d: p + e * d, params, direction)
-        product = jax.tree.map(lambda a, b: (a - b) / e, grad_phi(moved)[0], direction)
-    return jax.tree.map(lambda g, h: g + 2.0 * rho * h, g_r, product), metrics
 
 
 def _begin_cycle(state: State, settings: OfmuSettings) -> State:
@@ -269,15 +157,14 @@ def _inner(
     optimizer: optax.GradientTransformation,
 ) -> tuple[State, Metrics]:
     loop: OfmuState = state.loop_state
-    ascent, metrics = phi_gradient(losses, state.params, settings.beta, settings.similarity)
-    size = optax.tree.norm(ascent)
+    ascent, found = phi_gradient(losses, state.params, settings)
     direction = _scaled(jax.tree.map(jnp.negative, ascent), settings)
-    loss = -metrics["forget"] + metrics["retain"]
+    loss = found.retain - found.forget
     apart = replace(state, opt_state=loop.inner_opt)
     new, more = guarded_update(apart, {SUM: direction}, loss, combiner, optimizer)
     loop = loop._replace(phase=loop.phase + 1, inner_opt=new.opt_state)
     new = replace(new, opt_state=state.opt_state, loop_state=loop)
-    return new, _metrics(metrics, more, loop, size, outer=0.0)
+    return new, _metrics(found, more, loop, ascent, outer=0.0)
 
 
 def _outer(
@@ -290,13 +177,12 @@ def _outer(
     loop: OfmuState = state.loop_state
     start = state.params if settings.reading == "A" else loop.anchor
     where = loop.anchor if settings.reading == "B" else state.params
-    direction, metrics = outer_gradient(losses, where, loop.rho, settings)
-    size = metrics.pop("stationarity")
-    loss = -metrics["forget"] + metrics["retain"]
+    direction, ascent, found = outer_gradient(losses, where, loop.rho, settings)
+    loss = found.retain - found.forget
     new, more = guarded_update(
         replace(state, params=start), {SUM: _scaled(direction, settings)}, loss, combiner, optimizer
     )
-    loss_f = -metrics["forget"]
+    loss_f = -found.forget
     seen = loop.most > 0
     forgotten = jnp.where(seen, 0.5 * (loop.forgotten + loss_f), loss_f)
     loop = loop._replace(
@@ -305,7 +191,7 @@ def _outer(
         forgotten=forgotten,
         most=jnp.maximum(loop.most, forgotten),
     )
-    return replace(new, loop_state=loop), _metrics(metrics, more, loop, size, outer=1.0)
+    return replace(new, loop_state=loop), _metrics(found, more, loop, ascent, outer=1.0)
 
 
 def _scaled(direction: Params, settings: OfmuSettings) -> Params:
@@ -316,13 +202,15 @@ def _scaled(direction: Params, settings: OfmuSettings) -> Params:
 
 
 def _metrics(
-    metrics: Metrics, more: Metrics, loop: OfmuState, size: Array, *, outer: float
+    found: Phi, more: Metrics, loop: OfmuState, ascent: Params, *, outer: float
 ) -> Metrics:
     return {
-        **metrics,
         **more,
-        "loss": metrics["retain"],
-        "stationarity": size,
+        "forget": found.forget,
+        "retain": found.retain,
+        "loss": found.retain,
+        "similarity": found.similarity,
+        "stationarity": optax.tree.norm(ascent),
         "rho": loop.rho,
         "outer": jnp.float32(outer),
         "alert_forgetting_reverses": (loop.forgotten < 0.9 * loop.most).astype(jnp.float32),

@@ -191,6 +191,7 @@ class Ofmu:
     inner_steps: Annotated[int, Ge(0)] = 5
     reading: Literal["A", "B", "C"] = "A"
     similarity: Literal["plain", "squared", "absolute"] = "plain"
+    inner: Literal["exact", "finite_difference"] = "exact"
     outer: Literal["exact", "finite_difference"] = "exact"
     finite_step: Positive = 1e-3
     normalise: bool = False
