@@ -32,7 +32,6 @@ from jaxforget.engine.types import (
 )
 from jaxforget.loops.phi import TINY, Losses, OfmuSettings, Phi, outer_gradient, phi_gradient
 
-
 DEFAULTS = OfmuSettings()
 
 
