@@ -10,6 +10,7 @@ report.html in the output folder.
 
 import argparse
 import json
+import logging
 import pathlib
 
 from jaxforget import config as configs
@@ -48,6 +49,8 @@ def main() -> None:
     from jaxforget.cli import quiet_logs
 
     quiet_logs()
+    for handler in logging.getLogger().handlers:  # those that an import has put there before
+        handler.setLevel(logging.WARNING)
     console, out, data = Console(), options.out, options.data
     forget = {"path": str(data / "forget01.json")}
     retain = {"path": str(data / "retain99.json"), "rows": f"0:{options.retain}"}

@@ -187,7 +187,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
 def main() -> None:
     """Entry point of the `jaxforget` command."""
-    app()
+    app(prog_name="jaxforget")  # the same name however python was started
 
 
 @contextlib.contextmanager

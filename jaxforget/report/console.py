@@ -32,11 +32,14 @@ class ConsoleEvents:
 def live(console: Console) -> Iterator[ConsoleEvents]:
     """Events that draw one progress bar a stage on `console`, or print lines when it is no tty."""
     if not console.is_terminal:
+
+        def tell(line: str) -> None:
+            console.print(line, highlight=False)
+            console.file.flush()  # a log file is read while the run goes on
+
         yield ConsoleEvents(
-            stage=lambda text: console.print(f"{text} ..."),
-            progress=lambda p: console.print(
-                f"step {p.step}/{p.steps} {describe(p.metrics)}", highlight=False
-            ),
+            stage=lambda text: tell(f"{text} ..."),
+            progress=lambda p: tell(f"step {p.step}/{p.steps} {describe(p.metrics)}"),
             counted=lambda *_: None,
         )
         return
