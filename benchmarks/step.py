@@ -118,9 +118,7 @@ def _once(
         needed = {role: sets[role] for role in method.roles}
         trained = train_model(
             lm,
-            with_reference(
-                lm, needed, method.reference, folder=run.cache, layer=method.needs.residual
-            ),
+            with_reference(lm, needed, method.needs, folder=run.cache),
             method,
             run=run,
             settings=TrainConfig(steps=steps, batch_size=32, compute=dtype, log_every=4),

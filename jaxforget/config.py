@@ -122,9 +122,10 @@ class UnlearnConfig:
       forget, retain: training sets; a method that needs no retain data ignores none: leave it out.
       alternate: what to answer instead, for methods that need it: a file whose row i answers the
         forget set's row i, or "refusals", "mismatched" (another forget row's answer) or
-        "retain_answers" (a retain row's).
+        "retain_answers" (a retain row's); None: what the method's paper takes.
       general: harmless prompts with normal answers, for methods that need them.
-      method: name of a method, or a mapping with `name`, its parameters and `combiner`.
+      method: name of a method, or a mapping with `name`, its parameters, `combiner` and
+        `finishers`.
       run_dir: where everything is written.
       resume: "auto" continues a run directory; "never" refuses one that exists.
       dtype: of the master weights.
@@ -137,7 +138,7 @@ class UnlearnConfig:
     forget: Source
     run_dir: str
     retain: Source | None = None
-    alternate: Source | None = field(default_factory=lambda: DataSource("refusals"))
+    alternate: Source | None = None
     general: Source | None = None
     method: Annotated[Mapping[str, Any], _named("name")] = field(
         default_factory=lambda: {"name": "npo"}

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.runtime import compiler_options
-from jaxforget.engine.tree import Params
+from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import ScoreFn, TokenBatch
 
 type Estimator = Literal["per_example", "squared_batch", "absolute_batch"]
@@ -23,6 +23,7 @@ def importance(
     batches: Iterable[TokenBatch],
     *,
     estimator: Estimator = "squared_batch",
+    frozen: Params | None = None,
 ) -> Params:
     """Importance of every parameter for a set of examples.
 
@@ -35,6 +36,7 @@ def importance(
       params: of floating leaves.
       batches: packed rows, all of one shape; "per_example" needs one example a row.
       estimator: see `Estimator`.
+      frozen: further leaves of the model, merged with `params` for `score`.
     Returns:
       float32 tree like `params`, >= 0: the mean over examples, or over batches. Rows without
       examples do not count.
@@ -61,11 +63,52 @@ def importance(
                 f"importance: per_example needs one example a row, these have room for "
                 f"{batch.example.shape[1]}; pack with max_segments=1 or take squared_batch"
             )
-        total, seen = add(total, params, batch), True
+        total, seen = add(total, params, frozen or {}, batch), True
     if not seen:
         raise UserError("importance: there is no batch to average over")
     squares, count = total
     return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1.0), squares)
+
+
+def mean_gradient(
+    score: ScoreFn,
+    params: Params,
+    batches: Iterable[TokenBatch],
+    *,
+    frozen: Params | None = None,
+) -> Params:
+    """Gradient of a whole set's mean negative log-likelihood per labelled target.
+
+    Args:
+      score: the model.
+      params: of floating leaves.
+      batches: packed rows, all of one shape, of any number of targets.
+      frozen: further leaves of the model, merged with `params` for `score`.
+    Returns:
+      float32 tree like `params`; zero where no target is labelled.
+    Raises:
+      UserError: no batch.
+    """
+
+    def add(total: tuple[Params, Array], params: Params, rest: Params, batch: TokenBatch) -> Any:
+        def summed(p: Params) -> tuple[Array, Array]:
+            scores = score(merge(rest, p), batch)
+            return -(scores.logp * scores.mask).sum(), scores.mask.sum()
+
+        gradient, count = jax.grad(summed, has_aux=True)(params)
+        sums, counted = total
+        sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, gradient)
+        return sums, counted + count
+
+    compiled = jax.jit(add, donate_argnums=0, compiler_options=compiler_options())
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    total, seen = (zeros, jnp.zeros(())), False
+    for batch in batches:
+        total, seen = compiled(total, params, frozen or {}, batch), True
+    if not seen:
+        raise UserError("mean_gradient: there is no batch to average over")
+    sums, count = total
+    return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1.0), sums)
 
 
 def _mean_nll(score: ScoreFn, params: Params, batch: TokenBatch) -> Array:
@@ -77,8 +120,8 @@ def _mean_nll(score: ScoreFn, params: Params, batch: TokenBatch) -> Array:
 def _add_batch(score: ScoreFn, estimator: str) -> Any:
     shaped = jnp.square if estimator == "squared_batch" else jnp.abs
 
-    def add(total: tuple[Params, Array], params: Params, batch: TokenBatch) -> Any:
-        gradient = jax.grad(lambda p: _mean_nll(score, p, batch))(params)
+    def add(total: tuple[Params, Array], params: Params, rest: Params, batch: TokenBatch) -> Any:
+        gradient = jax.grad(lambda p: _mean_nll(score, merge(rest, p), batch))(params)
         there = (batch.example >= 0).any().astype(jnp.float32)
         return _grown(total, jax.tree.map(shaped, gradient), there)
 
@@ -86,10 +129,10 @@ def _add_batch(score: ScoreFn, estimator: str) -> Any:
 
 
 def _add_examples(score: ScoreFn) -> Any:
-    def add(total: tuple[Params, Array], params: Params, batch: TokenBatch) -> Any:
+    def add(total: tuple[Params, Array], params: Params, rest: Params, batch: TokenBatch) -> Any:
         def one(carry: tuple[Params, Array], row: TokenBatch) -> tuple[Any, None]:
             single = jax.tree.map(lambda leaf: leaf[None], row)
-            gradient = jax.grad(lambda p: _mean_nll(score, p, single))(params)
+            gradient = jax.grad(lambda p: _mean_nll(score, merge(rest, p), single))(params)
             there = (row.example >= 0).any().astype(jnp.float32)
             return _grown(carry, jax.tree.map(jnp.square, gradient), there), None
 

@@ -1,11 +1,14 @@
 """Named recipes: `methods.get("npo", beta=0.1)`, `methods.names()`."""
 
 from jaxforget.methods.catalogue import from_config, get, markdown, names, table
+from jaxforget.methods.finishing import FINISHERS
 from jaxforget.methods.method import COMBINERS, Method, from_parts
-from jaxforget.methods.recipes import RECIPES, Recipe
+from jaxforget.methods.recipe import Recipe
+from jaxforget.methods.recipes import RECIPES
 
 __all__ = [
     "COMBINERS",
+    "FINISHERS",
     "RECIPES",
     "Method",
     "Recipe",

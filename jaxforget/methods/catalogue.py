@@ -6,9 +6,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from jaxforget.combiners import weighted_sum
 from jaxforget.engine.errors import UserError, did_you_mean
-from jaxforget.methods.method import Method, from_parts, make_combiner
+from jaxforget.methods.method import Method, from_parts, make_combiner, make_finishers
+from jaxforget.methods.recipe import Built, Recipe
 from jaxforget.methods.recipes import RECIPES
+from jaxforget.objectives import Needs
 
 
 def names() -> list[str]:
@@ -16,39 +19,72 @@ def names() -> list[str]:
     return sorted(RECIPES)
 
 
-def get(name: str, *, combiner: Any = None, **overrides: Any) -> Method:
+def get(name: str, *, combiner: Any = None, finishers: Any = (), **overrides: Any) -> Method:
     """A method by name, with its paper's defaults unless overridden.
 
     Args:
       name: see `names`.
       combiner: of the terms' gradients: a name such as "pcgrad", or a mapping with `name` and its
         parameters, such as {"name": "geometric_disentangle", "covectors": 4}; None: the method's.
+      finishers: transforms of the optimizer's update, in order, named in the same way, such as
+        [{"name": "keep_top_k", "share": 0.1}]; they come after the method's own.
       overrides: parameters of the method.
     Raises:
-      UserError: unknown method or combiner, unknown parameter, a value out of range, or a
-        combiner for a method that has its own.
+      UserError: unknown method, combiner or finisher, unknown parameter, a value out of range, or
+        a combiner for a method that has its own.
     """
     if name not in RECIPES:
         raise UserError(f"method: no method {name!r}. {did_you_mean(name, RECIPES)}")
     recipe = RECIPES[name]
+    built = recipe.build(_parameters(name, recipe, overrides))
+    if built.spec is None:
+        if combiner is not None or finishers:
+            raise UserError(
+                f"method: {name} edits the weights without training; it takes no combiner and no "
+                "finishers"
+            )
+        return _edit_only(name, recipe, built)
+    if built.combiner is not None and combiner is not None:
+        raise UserError(f"method.combiner: {name} has its own; leave it out")
+    return from_parts(
+        name,
+        built.spec,
+        built.combiner or make_combiner(combiner, built.weights),
+        built.loop,
+        finishers=[*built.finishers, *make_finishers(finishers)],
+        edit=built.edit,
+        transform=built.transform,
+        alternate=recipe.alternate,
+        weights_only=recipe.weights_only,
+    )
+
+
+def _parameters(name: str, recipe: Recipe, overrides: Mapping[str, Any]) -> Any:
     known = [each.name for each in fields(recipe.parameters)]
     for key in overrides:
         if key not in known:
-            known.append("combiner")
+            known += ["combiner", "finishers"]
             raise UserError(f"method.{key}: {name} has no such key. {did_you_mean(key, known)}")
     try:
-        parameters = TypeAdapter(recipe.parameters).validate_python(overrides)
+        return TypeAdapter(recipe.parameters).validate_python(overrides)
     except ValidationError as error:
         faults = (
             f"method.{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})"
             for fault in error.errors()
         )
         raise UserError("\n".join(faults)) from None
-    built = recipe.build(parameters)
-    if built.combiner is not None and combiner is not None:
-        raise UserError(f"method.combiner: {name} has its own; leave it out")
-    chosen = built.combiner or make_combiner(combiner, built.weights)
-    return from_parts(name, built.spec, chosen, built.loop)
+
+
+def _edit_only(name: str, recipe: Recipe, built: Built) -> Method:
+    return Method(
+        name,
+        None,
+        weighted_sum({"none": 1.0}),
+        Needs(()),
+        built.whole,
+        edit=built.edit,
+        weights_only=recipe.weights_only,
+    )
 
 
 def from_config(config: Mapping[str, Any]) -> Method:

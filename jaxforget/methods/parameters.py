@@ -7,7 +7,7 @@ set holds the model, see `jaxforget.objectives.retain.Retain`.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 type Weight = Annotated[float, Ge(0)]
 type Positive = Annotated[float, Gt(0)]
@@ -203,3 +203,53 @@ class BlurBilevel:
 
     forget_weight: Weight = 1.0
     alpha: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Of methods without parameters."""
+
+
+@dataclass(frozen=True)
+class BadTeacher:
+    """Of `bad_teacher`."""
+
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "kl"
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Of `label_smoothing`: share of the target's probability that is spread evenly."""
+
+    smoothing: Annotated[float, Ge(0), Le(1)] = 0.9
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class SalUn:
+    """Of `salun`: `share` of the weights move."""
+
+    share: Annotated[float, Gt(0), Le(1)] = 0.5
+    alternate_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    retain: Retain = "nll"
+
+
+@dataclass(frozen=True)
+class Ssd:
+    """Of `ssd`: see `jaxforget.edits.ssd` and `jaxforget.edits.importance`."""
+
+    alpha: Positive = 10.0
+    lam: Weight = 1.0
+    estimator: Literal["per_example", "squared_batch", "absolute_batch"] = "squared_batch"
+
+
+@dataclass(frozen=True)
+class TaskArithmetic:
+    """Of `task_arithmetic`: how far to go against the task vector."""
+
+    scale: Weight = 1.0

@@ -119,6 +119,16 @@ class LanguageModel:
             compute=self.compute,
         )
 
+    def reinitialised(self, seed: int) -> "LanguageModel":
+        """A model of the same kind that knows nothing: random parameters in the same dtypes.
+
+        Args:
+          seed: of the parameters, >= 0.
+        """
+        random = decoder.init(jax.random.key(seed), self.config)
+        params = jax.tree.map(lambda new, old: new.astype(old.dtype), random, self.params)
+        return dataclasses.replace(self, params=params)
+
     def save_pretrained(
         self,
         folder: str | pathlib.Path,

@@ -15,17 +15,21 @@ from jaxforget.objectives.alternates import flat
 from jaxforget.objectives.distribution import kl_divergence, reference_kl
 from jaxforget.objectives.factories import (
     alternate_objective,
+    bad_teacher_objective,
     ce_u_objective,
     decoupled,
     dpo_objective,
     flat_objective,
+    forget_nll_objective,
     graddiff,
     gradient_ascent_objective,
     llmu_objective,
     maximal_entropy_objective,
     npo_objective,
+    retain_objective,
     rmu_objective,
     simnpo_objective,
+    smoothed_objective,
     spread_objective,
     undial_objective,
     weighted_graddiff,
@@ -39,6 +43,10 @@ from jaxforget.objectives.spec import Needs, ObjectiveSpec
 from jaxforget.objectives.token import gradient_ascent, mean_logp, nll, weighted_ascent
 
 __all__ = [
+    "smoothed_objective",
+    "retain_objective",
+    "forget_nll_objective",
+    "bad_teacher_objective",
     "Needs",
     "ObjectiveSpec",
     "Part",

@@ -116,6 +116,21 @@ def uniform_part() -> Part:
     return _plain(uniform_cross_entropy)
 
 
+def smoothed_part(smoothing: float) -> Part:
+    """Smoothed labels on the forget set; see `smoothed_cross_entropy`."""
+    if not 0 <= smoothing <= 1:
+        raise UserError(f"label_smoothing: smoothing must be in [0, 1], got {smoothing}")
+
+    def value(scores, _: Reference):
+        mine = scores[FORGET]
+        losses = map_logits(
+            lambda z, y: smoothed_cross_entropy(z, y, smoothing), [side(mine)], [_targets(mine)]
+        )
+        return share(losses, mine.mask, counts(mine).tokens), {}
+
+    return Part((FORGET,), value)
+
+
 def spread_part() -> Part:
     """PDU's forget term; see `squared_spread`."""
     return _plain(squared_spread)

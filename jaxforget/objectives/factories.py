@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxforget.engine.types import Reference, Scores
 from jaxforget.objectives import adjusted, alternates, representation
 from jaxforget.objectives.parts import Part, assemble, reference_of
-from jaxforget.objectives.retain import Retain, nll_part, residual_part, retain_part
+from jaxforget.objectives.retain import Retain, kl_part, nll_part, residual_part, retain_part
 from jaxforget.objectives.sequence import (
     check_beta,
     example_lengths,
@@ -196,6 +196,32 @@ def undial_objective(beta: float, retain: Retain = "none") -> ObjectiveSpec:
 def maximal_entropy_objective(retain: Retain = "nll") -> ObjectiveSpec:
     """Forget answers become uniform noise; see `adjusted.uniform_cross_entropy`."""
     return assemble({FORGET: adjusted.uniform_part(), RETAIN: retain_part(retain)})
+
+
+def smoothed_objective(smoothing: float, retain: Retain = "nll") -> ObjectiveSpec:
+    """Forget answers lose their certainty; see `adjusted.smoothed_cross_entropy`."""
+    return assemble({FORGET: adjusted.smoothed_part(smoothing), RETAIN: retain_part(retain)})
+
+
+def bad_teacher_objective(retain: Retain = "kl") -> ObjectiveSpec:
+    """Forget like a model that never learned: `forget` = KL(random model || model).
+
+    The random model is of the same architecture; it is scored once, before training. The original
+    runs both teachers at every step, and its code divides by examples x classes, not examples.
+
+    Source: Chundawat et al. 2023 (arXiv 2205.08096), eq. 2, at temperature 1.
+    """
+    return assemble({FORGET: kl_part(FORGET, random=True), RETAIN: retain_part(retain)})
+
+
+def retain_objective(retain: Retain = "nll") -> ObjectiveSpec:
+    """Only hold the retain set: fine-tuning, from which forgetting follows by itself if at all."""
+    return assemble({RETAIN: retain_part(retain)})
+
+
+def forget_nll_objective() -> ObjectiveSpec:
+    """Learn the forget set once more, for edits that subtract what this changes."""
+    return assemble({FORGET: nll_part(FORGET)})
 
 
 def spread_objective(retain: Retain = "nll") -> ObjectiveSpec:

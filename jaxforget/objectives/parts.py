@@ -36,6 +36,7 @@ class Part:
       reference: by role, what it compares with of the starting model; see `Needs`.
       aligned: roles whose examples are partners of the forget set's; see `Needs`.
       residual: layer whose output it reads, or None.
+      random: compares with a randomly initialised model instead of the starting model.
     """
 
     roles: tuple[str, ...]
@@ -43,6 +44,7 @@ class Part:
     reference: Mapping[str, frozenset[str]] = field(default_factory=dict)
     aligned: frozenset[str] = frozenset()
     residual: int | None = None
+    random: bool = False
 
 
 def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> ObjectiveSpec:
@@ -87,7 +89,19 @@ def _needs(roles: tuple[str, ...], terms: Mapping[str, Part], residual: int | No
         for role, fields in part.reference.items():
             reference[role] = reference.get(role, frozenset()) | fields
     aligned = frozenset().union(*(part.aligned for part in terms.values()))
-    return Needs(roles, reference, aligned, residual)
+    random = _compared(terms, random=True)
+    both = random & _compared(terms, random=False)
+    if both:
+        raise UserError(
+            f"terms compare {sorted(both)} with the starting model and with a random one; only "
+            "one of them can be cached for a role"
+        )
+    return Needs(roles, reference, aligned, residual, random)
+
+
+def _compared(terms: Mapping[str, Part], *, random: bool) -> frozenset[str]:
+    roles = (part.reference for part in terms.values() if part.random == random)
+    return frozenset(role for reference in roles for role in reference)
 
 
 def reference_of(reference: Reference, role: str, scores: Scores) -> ReferenceScores:

@@ -37,19 +37,20 @@ def nll_part(role: str = RETAIN) -> Part:
     return Part((role,), lambda scores, _: (-mean_logp(scores[role]), {}))
 
 
-def kl_part(role: str = RETAIN, *, reverse: bool = False) -> Part:
+def kl_part(role: str = RETAIN, *, reverse: bool = False, random: bool = False) -> Part:
     """Mean divergence between starting model and model at a role's labelled targets.
 
     Args:
       role: data set.
       reverse: KL(model || starting model) instead of KL(starting model || model).
+      random: a randomly initialised model takes the starting model's place.
     """
 
     def value(scores, reference: Reference):
         start = reference_of(reference, role, scores[role])
         return reference_kl(scores[role], start, reverse=reverse), {}
 
-    return Part((role,), value, {role: frozenset({"hidden"})})
+    return Part((role,), value, {role: frozenset({"hidden"})}, random=random)
 
 
 def residual_part(layer: int, role: str = RETAIN) -> Part:

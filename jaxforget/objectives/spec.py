@@ -18,12 +18,14 @@ class Needs:
       aligned: roles whose example i is the partner of the forget set's example i; both are seen
         in the same step, row and segment.
       residual: the layer, where an inner one is read.
+      random: roles compared with a randomly initialised model instead of the starting model.
     """
 
     roles: tuple[str, ...]
     reference: Mapping[str, frozenset[str]] = field(default_factory=dict)
     aligned: frozenset[str] = frozenset()
     residual: int | None = None
+    random: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

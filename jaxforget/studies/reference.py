@@ -17,6 +17,7 @@ from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.tree import flatten
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models.language_model import LanguageModel
+from jaxforget.objectives import Needs
 from jaxforget.studies.training import HIDDEN, LOGP, RESIDUAL
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ def fingerprint(params: Mapping[str, Any], *identities: str) -> str:
 def with_reference(
     lm: LanguageModel,
     sets: Mapping[str, TokenisedSet],
-    needs: Mapping[str, frozenset[str]],
+    needs: Needs,
     *,
     folder: pathlib.Path,
-    layer: int | None = None,
+    seed: int = 0,
     rows: int = 8,
     put: Callable[[Any], Any] = jax.device_put,
 ) -> dict[str, TokenisedSet]:
@@ -49,28 +50,32 @@ def with_reference(
     Args:
       lm: the starting model.
       sets: by role.
-      needs: by role, "logp", "hidden" and "residual", the output of `layer`.
+      needs: whose `reference`, `residual` and `random` say what is compared with.
       folder: scores are kept here under a fingerprint of (parameters, compute, data), so a
         resumed run reads them; damaged files are made again.
-      layer: whose output "residual" is.
+      seed: of the randomly initialised model, where a role is compared with one.
       rows: packed rows scored at a time.
       put: places a batch on the devices.
     """
-    if not any(needs.values()):
-        return dict(sets)
-    model = fingerprint(lm.params, repr(lm.compute), repr(lm.config))
-    made = dict(sets)
-    for role, fields in needs.items():
+    made, printed = dict(sets), {}
+    for role, fields in needs.reference.items():
         if not fields:
             continue
-        inner = layer if "residual" in fields else None
+        random = role in needs.random
+        teacher = lm.reinitialised(seed) if random else lm
+        if random not in printed:
+            printed[random] = fingerprint(teacher.params, repr(lm.compute), repr(lm.config))
+        model = printed[random]
+        inner = needs.residual if "residual" in fields else None
         identity = f"{model} {sets[role].fingerprint} {sorted(fields)} {inner}"
         key = hashlib.sha256(identity.encode())
         file = folder / f"reference-{key.hexdigest()[:32]}"
         columns = _read(file, fields, int(sets[role].mask.sum()))
         if columns is None:
-            log.info("scoring the %s set with the starting model", role)
-            columns = _score(lm, sets[role], "hidden" in fields, inner, rows, put)
+            log.info(
+                "scoring the %s set with the %s model", role, "random" if random else "starting"
+            )
+            columns = _score(teacher, sets[role], "hidden" in fields, inner, rows, put)
             _write(file, columns)
         made[role] = sets[role].with_columns(**columns)
     return made

@@ -4,7 +4,7 @@ from jaxforget.config import UnlearnConfig
 from jaxforget.data.alternates import GENERATED, mismatched, refusals
 from jaxforget.data.records import Record, refuse_overlap
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.data.sources import load_records
+from jaxforget.data.sources import DataSource, load_records
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import RunDirectory
 from jaxforget.methods import Method
@@ -18,7 +18,7 @@ def refuse_missing(config: UnlearnConfig, method: Method) -> None:
     """Raise UserError where a method needs a data set that the configuration does not name."""
     needed = [*method.roles, *([RETAIN] if _donor(config, method) == "retain_answers" else [])]
     for role in needed:
-        if getattr(config, role) is None:
+        if role != ALTERNATE and getattr(config, role) is None:
             raise UserError(f"{role}: method {method.name!r} needs this data set; name a file")
 
 
@@ -45,9 +45,8 @@ def read_roles(
 
 def _donor(config: UnlearnConfig, method: Method) -> str | None:
     """The kind of generated alternates, or None where they are read or not needed."""
-    source = config.alternate
-    generated = ALTERNATE in method.roles and source is not None and source.path in GENERATED
-    return source.path if generated and source is not None else None
+    source = config.alternate or DataSource(method.alternate)
+    return source.path if ALTERNATE in method.roles and source.path in GENERATED else None
 
 
 def _alternates(

@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxforget.config import LoraConfig, TrainConfig
 from jaxforget.data.batches import PairedBatches, prefetch
 from jaxforget.data.sets import TokenisedSet
+from jaxforget.edits.material import Material
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
@@ -27,6 +29,7 @@ from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores, St
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora
+from jaxforget.studies.material import material
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +150,15 @@ def train_model(
       clock: seconds since this process began what is to be timed.
       listen: told of every logged step.
     """
-    batches, steps = plan_batches(sets, settings, mesh, method.needs.aligned)
+    assert method.objective is not None, "an edit without training is not trained"
+    trained_on = {role: sets[role] for role in method.needs.roles}
+    batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned)
     trained, frozen = divide(lm, lora, settings)
     frozen = meshes.put(frozen, meshes.shardings(frozen, mesh))
-    heads = _reference_heads(lm, method, mesh)
+    heads = _reference_heads(lm, method, mesh, settings.seed)
     transform = make_optimizer(optimizer, steps)
+    if method.transform is not None:
+        transform = optax.chain(method.transform(steps), transform)
 
     def begin(params: Params) -> State:
         carried = method.loop.init(params, transform)
@@ -172,6 +179,10 @@ def train_model(
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
         restored = checkpoints.restore(state)
         start, before = 0, 0.0
+        if restored is None and method.prepare is not None:
+            state = _prepared(
+                state, placed, method, material(lm, (state.params, frozen), sets, settings, mesh)
+            )
         if restored is not None:
             _check_same(restored.data, identity, run)
             state, start, before = restored.state, restored.step, restored.data.get("seconds", 0.0)
@@ -198,6 +209,13 @@ def train_model(
     return Trained(merge(frozen, state.params), steps, *watch.medians(), seconds)
 
 
+def _prepared(state: State, placed: Any, method: Method, found: Material) -> State:
+    """The state with what the combiner measures on the data before the first step."""
+    assert method.prepare is not None
+    filled = method.prepare(found, state.combiner_state)
+    return dataclasses.replace(state, combiner_state=jax.device_put(filled, placed.combiner_state))
+
+
 def _check_same(saved: Mapping[str, Any], identity: Mapping[str, Any], run: RunDirectory) -> None:
     for key, what in (("fingerprint", "data, tokenizer or seed"), ("steps", "number of steps")):
         if saved.get(key) != identity[key]:
@@ -207,15 +225,18 @@ def _check_same(saved: Mapping[str, Any], identity: Mapping[str, Any], run: RunD
             )
 
 
-def _reference_heads(lm: LanguageModel, method: Method, mesh: Mesh) -> dict[str, Head]:
-    """Copies of the starting output projection, for the roles whose distributions are compared."""
-    roles = [role for role, fields in method.reference.items() if "hidden" in fields]
-    if not roles:
-        return {}
-    head = jax.tree.map(np.array, lm.head(lm.params))
+def _reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) -> dict[str, Head]:
+    """Output projections of the models compared with, by role where distributions are compared."""
     rules = (("weight$", P("tensor", "fsdp")), ("bias$", P("tensor")))
-    placed: Head = meshes.put(head, meshes.shardings(head, mesh, rules))
-    return {role: placed for role in roles}
+
+    def placed(model: LanguageModel) -> Head:
+        head = jax.tree.map(np.array, model.head(model.params))
+        return meshes.put(head, meshes.shardings(head, mesh, rules))
+
+    roles = {role for role, fields in method.reference.items() if "hidden" in fields}
+    random = roles & method.needs.random
+    heads = dict.fromkeys(roles - random, placed(lm)) if roles - random else {}
+    return heads | (dict.fromkeys(random, placed(lm.reinitialised(seed))) if random else {})
 
 
 def _inputs(

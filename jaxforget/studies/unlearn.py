@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxforget import config as configs
 from jaxforget import methods
 from jaxforget.combiners import weighted_sum
@@ -16,6 +18,7 @@ from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
+from jaxforget.engine.types import Metrics
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.models.lora import merge_lora
@@ -34,6 +37,7 @@ from jaxforget.studies.common import (
     to_host,
     tokens_of,
 )
+from jaxforget.studies.edit import edit_model
 from jaxforget.studies.evaluate import read_suite, run_suite, write_page
 from jaxforget.studies.reference import with_reference
 from jaxforget.studies.roles import read_roles, refuse_missing
@@ -104,15 +108,51 @@ def _run(
 ) -> Result:
     watch = Stopwatch()
     mesh = meshes.make_mesh(config.mesh)
+    _refuse_lora(config, method)
     refuse_early(lm, sets, config.train, config.optimizer, config.lora)
+    trained, params = None, lm.params
+    if method.objective is not None:
+        trained = _train(config, method, lm, sets, run, events, mesh, watch)
+        params = merge_lora(to_host(trained.params))
+    edited: Metrics = {}
+    if method.edit is not None:
+        events.stage(f"editing the weights ({method.name})")
+        params, edited = edit_model(lm, params, sets, method.edit, config.train, mesh)
+    events.stage("exporting the model")
+    on_first(lambda: lm.save_pretrained(run.model, params=params, dtype=config.export_dtype))
+    results = _results(config, method, trained, watch.seconds())
+    if edited:
+        results["edit"] = {name: float(value) for name, value in edited.items()}
+    if config.evaluate is not None:
+        events.stage("evaluating")
+        results.update(run_suite(config.evaluate, lm, params, config, run, events))
+    on_first(lambda: _finish(run, results))
+    return Result(params, results["metrics"], run)
+
+
+def _refuse_lora(config: UnlearnConfig | FinetuneConfig, method: Method) -> None:
+    if config.lora is not None and method.weights_only:
+        raise UserError(f"lora: {method.name} takes none: {method.weights_only}")
+
+
+def _train(
+    config: UnlearnConfig | FinetuneConfig,
+    method: Method,
+    lm: LanguageModel,
+    sets: Mapping[str, TokenisedSet],
+    run: RunDirectory,
+    events: Events,
+    mesh: Mesh,
+    watch: Stopwatch,
+) -> Trained:
     if any(method.reference.values()):
         events.stage("scoring with the starting model")
     with first_before_others():
         referenced = with_reference(
-            lm, sets, method.reference, folder=run.cache, layer=method.needs.residual
+            lm, sets, method.needs, folder=run.cache, seed=config.train.seed
         )
     events.stage(f"training ({method.name})")
-    trained = train_model(
+    return train_model(
         lm,
         referenced,
         method,
@@ -124,15 +164,6 @@ def _run(
         clock=watch.seconds,
         listen=events.progress,
     )
-    params = merge_lora(to_host(trained.params))
-    events.stage("exporting the model")
-    on_first(lambda: lm.save_pretrained(run.model, params=params, dtype=config.export_dtype))
-    results = _results(config, method, trained)
-    if config.evaluate is not None:
-        events.stage("evaluating")
-        results.update(run_suite(config.evaluate, lm, params, config, run, events))
-    on_first(lambda: _finish(run, results))
-    return Result(params, results["metrics"], run)
 
 
 def _finish(run: RunDirectory, results: Mapping[str, Any]) -> None:
@@ -141,18 +172,20 @@ def _finish(run: RunDirectory, results: Mapping[str, Any]) -> None:
     write_page(run)
 
 
-def _results(config: Any, method: Method, trained: Trained) -> dict[str, Any]:
+def _results(
+    config: Any, method: Method, trained: Trained | None, seconds: float
+) -> dict[str, Any]:
     return {
         "method": method.name,
         "model": config.model,
         "metrics": {},
         "throughput": {
-            "tokens_per_second": trained.tokens_per_second,
-            "step_ms": trained.step_ms,
-            "steps": trained.steps,
+            "tokens_per_second": trained.tokens_per_second if trained else None,
+            "step_ms": trained.step_ms if trained else None,
+            "steps": trained.steps if trained else 0,
             "peak_bytes": peak_bytes(),
         },
-        "seconds": trained.seconds,
+        "seconds": trained.seconds if trained else seconds,
         **environment(),
         "config_sha256": config_digest(config),
     }

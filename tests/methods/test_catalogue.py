@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+import jaxforget as jf
 from jaxforget import methods
 from jaxforget.data import fictitious
 from jaxforget.data.alternates import REFUSALS, mismatched, refusals
@@ -16,6 +18,8 @@ from jaxforget.engine.run_dir import read_metrics
 from jaxforget.studies import unlearn
 
 LAYERED = {"rmu", "adaptive_rmu"}
+SMALL = {**dict.fromkeys(LAYERED, {"layer": 1}), "ssd": {"alpha": 1.1}}
+"""What the published defaults need to fit a random model of two layers."""
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,10 @@ def run(world, out, method, **more):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_runs_from_files_to_an_exported_model(world, tmp_path, name):
-    method = {"name": name, **({"layer": 1} if name in LAYERED else {})}
+    method = {"name": name, **SMALL.get(name, {})}
     result, rows = run(world, tmp_path / "run", method)
+    if methods.get(name).objective is None:
+        return check_edit(world, tmp_path / "run", result)
     assert len(rows) == 3 and all(np.isfinite(row["loss"]) for row in rows)
     assert not any(row["skipped"] for row in rows)
     changed = jax.tree.map(lambda leaf: float(np.abs(leaf).sum()), result.params)
@@ -68,11 +74,80 @@ def test_a_method_runs_from_files_to_an_exported_model(world, tmp_path, name):
         assert abs(rows[0]["retain"]) < 1e-9
 
 
+def check_edit(world, folder, result):
+    """Parameters are finite and moved, nothing was trained, and the edit's scalars are kept."""
+    start = jax.tree.leaves(jf.load(str(world / "model")).params)
+    after = jax.tree.leaves(result.params)
+    assert all(np.isfinite(leaf).all() for leaf in after)
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(start, after, strict=True))
+    assert json.loads((folder / "results.json").read_text())["throughput"]["steps"] == 0
+    assert (folder / "model" / "model.safetensors").exists()
+
+
+MORE = {"agem": {"memory": "retain"}, "gem": {"memories": ["retain"]}, "ogd": {"rank": 2}}
+
+
 @pytest.mark.parametrize("combiner", sorted(set(methods.COMBINERS) - {"weighted_sum"}))
 def test_a_combiner_attaches_to_a_method(world, tmp_path, combiner):
-    _, rows = run(world, tmp_path / "run", {"name": "npo", "combiner": combiner})
+    choice = {"name": combiner, **MORE.get(combiner, {})}
+    _, rows = run(world, tmp_path / "run", {"name": "npo", "combiner": choice})
     assert len(rows) == 3 and all(np.isfinite(row["gradient_norm"]) for row in rows)
-    assert any("cosine" in key for key in rows[0])
+
+
+FINISHERS = {
+    "fisher_weighted": {"damping": 0.5},
+    "ignore_top_k": {},
+    "keep_top_k": {"share": 0.1},
+    "layer_mask": {"layers": [1]},
+    "multi_step_sparse": {"period": 2},
+    "path_mask": {"pattern": "mlp"},
+    "saliency_mask": {"share": 0.1},
+    "sign_top_k": {"share": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", sorted(methods.FINISHERS))
+def test_a_finisher_changes_what_a_method_does(world, tmp_path, name):
+    choice = {"name": name, **FINISHERS[name]}
+    plain, _ = run(world, tmp_path / "plain", {"name": "graddiff"})
+    result, rows = run(world, tmp_path / "run", {"name": "graddiff", "finishers": [choice]})
+    assert len(rows) == 3 and not any(row["skipped"] for row in rows)
+    pairs = zip(jax.tree.leaves(plain.params), jax.tree.leaves(result.params), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+
+
+def test_only_salient_weights_move(world, tmp_path):
+    start = jf.load(str(world / "model")).params
+    result, _ = run(world, tmp_path / "run", {"name": "salun", "share": 0.25})
+    pairs = zip(jax.tree.leaves(start), jax.tree.leaves(result.params), strict=True)
+    moved = sum(int((np.asarray(a) != np.asarray(b)).sum()) for a, b in pairs)
+    size = sum(leaf.size for leaf in jax.tree.leaves(start))
+    assert 0.15 * size < moved <= 0.25 * size + 1
+
+
+def test_a_resumed_run_keeps_what_was_measured_at_the_start(world, tmp_path):
+    method = {"name": "salun", "share": 0.1}
+    train = {"steps": 4, "batch_size": 4, "log_every": 1, "seed": 0, "save_every": 2}
+    whole, _ = run(world, tmp_path / "whole", method, train=train)
+    run(world, tmp_path / "cut", method, train=train)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
+    shutil.rmtree(tmp_path / "cut" / "model")
+    again, _ = run(world, tmp_path / "cut", method, train=train)
+    pairs = zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True)
+    assert all((a == b).all() for a, b in pairs)
+
+
+def test_what_cannot_go_together_is_refused(world, tmp_path):
+    with pytest.raises(UserError, match="lora: ssd takes none: it changes the weights"):
+        run(world, tmp_path / "a", {"name": "ssd"}, lora={"rank": 2})
+    with pytest.raises(UserError, match="edits the weights without training"):
+        methods.get("ssd", combiner="pcgrad")
+    with pytest.raises(UserError, match="method.finishers.0: there is no 'keep_topk'"):
+        methods.get("npo", finishers=["keep_topk"])
+    with pytest.raises(UserError, match="method.finishers.0: keep_top_k: missing.*share"):
+        methods.get("npo", finishers=["keep_top_k"])
+    with pytest.raises(UserError, match="method.finishers: must be a list"):
+        methods.get("npo", finishers="keep_top_k")
 
 
 @pytest.mark.slow

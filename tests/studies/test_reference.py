@@ -1,15 +1,25 @@
 """The reference cache: what the model scores, read again as long as nothing changed."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from evals import small
 
+from jaxforget.objectives import Needs
 from jaxforget.studies import reference
 from jaxforget.studies.reference import fingerprint, with_reference
 from jaxforget.studies.training import HIDDEN, LOGP, RESIDUAL
 
-NEEDS = {"forget": frozenset({"logp"}), "retain": frozenset({"hidden", "residual"})}
+
+def needs_of(layer=None, **reference):
+    return Needs(
+        ("forget", "retain"), {k: frozenset(v) for k, v in reference.items()}, residual=layer
+    )
+
+
+NEEDS = needs_of(0, forget={"logp"}, retain={"hidden", "residual"})
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +46,7 @@ def counted(monkeypatch):
 
 
 def test_columns_are_what_the_starting_model_scores(lm, sets, tmp_path):
-    made = with_reference(lm, sets, NEEDS, folder=tmp_path, layer=0)
+    made = with_reference(lm, sets, NEEDS, folder=tmp_path)
     assert set(made["forget"].columns) == {LOGP}
     assert set(made["retain"].columns) == {LOGP, HIDDEN, RESIDUAL}
     for role, tokenised in sets.items():
@@ -49,8 +59,8 @@ def test_columns_are_what_the_starting_model_scores(lm, sets, tmp_path):
 
 
 def test_a_second_call_reads_the_files(lm, sets, tmp_path, counted):
-    first = with_reference(lm, sets, NEEDS, folder=tmp_path, layer=0)
-    again = with_reference(lm, sets, NEEDS, folder=tmp_path, layer=0)
+    first = with_reference(lm, sets, NEEDS, folder=tmp_path)
+    again = with_reference(lm, sets, NEEDS, folder=tmp_path)
     assert len(counted) == 2
     for role in sets:
         for name, column in first[role].columns.items():
@@ -58,18 +68,18 @@ def test_a_second_call_reads_the_files(lm, sets, tmp_path, counted):
 
 
 def test_other_parameters_data_or_layers_are_scored_again(lm, sets, tmp_path, counted):
-    needs = {"retain": frozenset({"residual"})}
-    with_reference(lm, sets, needs, folder=tmp_path, layer=0)
-    with_reference(lm, sets, needs, folder=tmp_path, layer=1)
-    with_reference(small.model(5), sets, needs, folder=tmp_path, layer=0)
+    first, second = (needs_of(layer, retain={"residual"}) for layer in (0, 1))
+    with_reference(lm, sets, first, folder=tmp_path)
+    with_reference(lm, sets, second, folder=tmp_path)
+    with_reference(small.model(5), sets, first, folder=tmp_path)
     fewer = {"retain": small.tokens(small.records()["retain"][:3])}
-    with_reference(lm, fewer, needs, folder=tmp_path, layer=0)
+    with_reference(lm, fewer, first, folder=tmp_path)
     assert len(counted) == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_damaged_files_are_made_again(lm, sets, tmp_path, counted, damage):
-    needs = {"forget": frozenset({"logp"})}
+    needs = needs_of(forget={"logp"})
     want = with_reference(lm, sets, needs, folder=tmp_path)["forget"].columns[LOGP].copy()
     (file,) = tmp_path.rglob("*.npy")
     whole = file.read_bytes()
@@ -82,8 +92,19 @@ def test_damaged_files_are_made_again(lm, sets, tmp_path, counted, damage):
     assert len(counted) == 2
 
 
+def test_a_role_can_be_compared_with_a_model_that_knows_nothing(lm, sets, tmp_path):
+    needs = dataclasses.replace(needs_of(forget={"hidden"}), random=frozenset({"forget"}))
+    made = with_reference(lm, sets, needs, folder=tmp_path, seed=3)["forget"].columns
+    random = lm.reinitialised(3)
+    assert random.params["embed"]["w"].dtype == lm.params["embed"]["w"].dtype
+    want = reference.score_set(lm.score, random.params, sets["forget"], rows=8).logp
+    np.testing.assert_allclose(made[LOGP], want, rtol=1e-5, atol=1e-5)
+    other = with_reference(lm, sets, needs, folder=tmp_path, seed=4)["forget"].columns
+    assert np.abs(np.asarray(other[LOGP]) - want).max() > 1e-3
+
+
 def test_nothing_needed_is_nothing_scored(lm, sets, tmp_path, counted):
-    assert with_reference(lm, sets, {"forget": frozenset()}, folder=tmp_path) == sets
+    assert with_reference(lm, sets, needs_of(forget=()), folder=tmp_path) == sets
     assert not counted and not list(tmp_path.iterdir())
 
 
