@@ -12,7 +12,7 @@ from jaxforget.objectives.representation import random_direction
 
 FORGET, RETAIN = toy.examples(1, 7), toy.examples(2, 11)
 ALTERNATE, GENERAL = toy.examples(3, 7), toy.examples(4, 5)
-PARAMS, START = toy.params(0), toy.params(9)
+PARAMS, START, RANDOM = toy.params(0), toy.params(9), toy.params(5)
 SPECS = {
     "ga": o.gradient_ascent_objective(),
     "graddiff": o.graddiff("nll"),
@@ -39,6 +39,10 @@ SPECS = {
     "undial": o.undial_objective(3.0),
     "entropy": o.maximal_entropy_objective(),
     "spread": o.spread_objective("none"),
+    "bad_teacher": o.bad_teacher_objective(),
+    "smoothed": o.smoothed_objective(0.3),
+    "retain": o.retain_objective(),
+    "forget_nll": o.forget_nll_objective(),
     "rmu": o.rmu_objective(0, 2.5, seed=3),
     "rmu_adaptive": o.rmu_objective(0, 0.5, adaptive=True, seed=3),
 }
@@ -58,7 +62,7 @@ def evaluate(spec, some, params=PARAMS):
     some = {role: some[role] for role in spec.needs.roles}
     cached = {}
     for role, fields in spec.needs.reference.items():
-        whole = toy.reference(START, some[role])
+        whole = toy.reference(RANDOM if role in spec.needs.random else START, some[role])
         if "hidden" not in fields:
             whole = replace(whole, hidden=None, head=None)
         cached[role] = whole if "residual" in fields else replace(whole, residual=None)
@@ -231,6 +235,18 @@ def expected_terms(name):
         "undial": {"forget": lambda p: undial64(p, 3.0)},
         "entropy": {"forget": entropy64, "retain": retain},
         "spread": {"forget": spread64},
+        "bad_teacher": {
+            "forget": lambda p: toy.kl64(p, toy.float64(RANDOM), FORGET),
+            "retain": kl,
+        },
+        "smoothed": {
+            "forget": lambda p: (
+                0.7 * toy.nll64(p, FORGET) - 0.3 * all_logps(p, FORGET).mean(-1).mean()
+            ),
+            "retain": retain,
+        },
+        "retain": {"retain": retain},
+        "forget_nll": {"forget": lambda p: toy.nll64(p, FORGET)},
         "rmu": {"forget": rmu64(False), "retain": still},
         "rmu_adaptive": {"forget": rmu64(True), "retain": still},
     }[name]

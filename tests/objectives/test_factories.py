@@ -27,12 +27,15 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.step import accumulated_gradients, split_rows, with_totals
 from jaxforget.engine.types import Scores
 from jaxforget.objectives import (
+    assemble,
     flat_objective,
     npo_objective,
     rmu_objective,
     sequence_logp,
+    smoothed_objective,
     undial_objective,
 )
+from jaxforget.objectives.retain import kl_part
 
 
 @pytest.mark.parametrize("max_targets", ["bound", None])
@@ -205,3 +208,15 @@ def test_values_that_make_no_sense_are_refused_when_the_objective_is_made():
         flat_objective("tvv")
     with pytest.raises(UserError, match="undial: beta"):
         undial_objective(-1.0)
+
+
+def test_one_role_is_not_compared_with_two_models():
+    parts = {"a": kl_part("forget"), "b": kl_part("forget", random=True)}
+    with pytest.raises(UserError, match="'forget'.*starting model and with a random one"):
+        assemble(parts)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1])
+def test_smoothing_is_a_share(smoothing):
+    with pytest.raises(UserError, match=r"must be in \[0, 1\]"):
+        smoothed_objective(smoothing)
