@@ -23,6 +23,9 @@ from jaxforget.engine.types import Batches, Metrics, Reference, State
 
 log = logging.getLogger(__name__)
 
+ALERT = "alert_"
+"""Of scalars that are warned of, once, where they are above 0: `alert_forgetting_reverses`."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -118,13 +121,13 @@ def train(
     Raises:
       UserError: `cadence.max_skipped` steps in a row were not finite.
     """
-    meter, pending = _Meter(), None
+    meter, pending, warned = _Meter(), None, set()
     for done in range(start + 1, cadence.steps + 1):
         item = next(inputs)
         state, metrics = compiled(state, frozen, item.batches, item.reference)
         meter.add(item.tokens)
         if pending is not None:
-            _report(pending, cadence, listen)
+            _report(pending, cadence, listen, warned)
             pending = None
         if done % cadence.log_every == 0 or done in (1, cadence.steps):
             pending = (done, metrics, meter)
@@ -134,11 +137,11 @@ def train(
         due = cadence.save_every and done % cadence.save_every == 0
         if checkpoints is not None and (due or done == cadence.steps):
             if pending is not None:  # never save past a run that must stop
-                _report(pending, cadence, listen)
+                _report(pending, cadence, listen, warned)
                 pending = None
             checkpoints.save(done, state, dict(data()))
     if pending is not None:
-        _report(pending, cadence, listen)
+        _report(pending, cadence, listen, warned)
     if checkpoints is not None:
         checkpoints.wait()
     return jax.block_until_ready(state)
@@ -156,7 +159,10 @@ class _Meter:
 
 
 def _report(
-    pending: tuple[int, Metrics, _Meter], cadence: Cadence, listen: Callable[[Progress], None]
+    pending: tuple[int, Metrics, _Meter],
+    cadence: Cadence,
+    listen: Callable[[Progress], None],
+    warned: set[str],
 ) -> None:
     step, metrics, meter = pending
     values = {name: float(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
@@ -164,6 +170,10 @@ def _report(
     values["tokens_per_second"] = meter.tokens / seconds
     values["step_ms"] = 1e3 * seconds / meter.steps
     listen(Progress(step, cadence.steps, values))
+    for name, value in values.items():
+        if name.startswith(ALERT) and value > 0 and name not in warned:
+            warned.add(name)
+            log.warning("step %d: %s", step, name.removeprefix(ALERT).replace("_", " "))
     if values.get("skipped_in_a_row", 0) >= cadence.max_skipped:
         raise UserError(
             f"stopped at step {step}: the last {int(values['skipped_in_a_row'])} steps had a loss "

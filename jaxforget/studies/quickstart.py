@@ -53,7 +53,7 @@ def quickstart(
     if not (data / "config.json").exists():
         write(data, seed)
     for name, files in (("oracle", "train_without_forget"), ("finetuned", "train_full")):
-        finetune(_teach(root, name, files, seed), _named(events, name))
+        finetune(teaching(root, name, files, seed), _named(events, name))
     for name, choice in FORGET.items():
         unlearn(_forget(root, name, choice, seed), _named(events, name))
     order = ("finetuned", "oracle", *FORGET)
@@ -64,13 +64,15 @@ def quickstart(
     return rows
 
 
-def _suite(root: pathlib.Path, oracle: bool) -> dict[str, Any]:
+def judging(root: pathlib.Path, oracle: bool) -> dict[str, Any]:
+    """The suite's configuration over `root/data`, against `root/oracle` where `oracle`."""
     sets = {name: str(root / "data" / f"{name}.jsonl") for name in SETS}
     against = {"oracle": str(root / "oracle")} if oracle else {}
     return {**sets, **against, "max_new_tokens": 40, "batch_size": 64}
 
 
-def _teach(root: pathlib.Path, name: str, file: str, seed: int) -> FinetuneConfig:
+def teaching(root: pathlib.Path, name: str, file: str, seed: int) -> FinetuneConfig:
+    """How `root/name` learns `root/data/file.jsonl` from nothing."""
     tree = {
         "model": str(root / "data"),
         "initialise": "random",
@@ -79,7 +81,7 @@ def _teach(root: pathlib.Path, name: str, file: str, seed: int) -> FinetuneConfi
         "max_length": 128,
         "train": {**TEACH["train"], "seed": seed},
         "optimizer": TEACH["optimizer"],
-        "evaluate": _suite(root, oracle=name != "oracle"),
+        "evaluate": judging(root, oracle=name != "oracle"),
     }
     return build(FinetuneConfig, tree, "quickstart")
 
@@ -94,7 +96,7 @@ def _forget(root: pathlib.Path, name: str, choice: Mapping[str, Any], seed: int)
         "max_length": 128,
         "train": {"epochs": choice["epochs"], "batch_size": 32, "seed": seed, "log_every": 2},
         "optimizer": {"learning_rate": choice["rate"], "warmup_fraction": 0.1},
-        "evaluate": _suite(root, oracle=True),
+        "evaluate": judging(root, oracle=True),
     }
     return build(UnlearnConfig, tree, "quickstart")
 
