@@ -124,6 +124,9 @@ class UnlearnConfig:
         forget set's row i, or "refusals", "mismatched" (another forget row's answer) or
         "retain_answers" (a retain row's); None: what the method's paper takes.
       general: harmless prompts with normal answers, for methods that need them.
+      requests: further sets to forget, after `forget` and one after the other. The training's
+        state is carried on; the model that a method compares with is the one each request starts
+        from, and the learning-rate schedule is run through once a request.
       method: name of a method, or a mapping with `name`, its parameters, `combiner` and
         `finishers`.
       run_dir: where everything is written.
@@ -140,6 +143,7 @@ class UnlearnConfig:
     retain: Source | None = None
     alternate: Source | None = None
     general: Source | None = None
+    requests: Annotated[tuple[Source, ...], _LISTED] = ()
     method: Annotated[Mapping[str, Any], _named("name")] = field(
         default_factory=lambda: {"name": "npo"}
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import optax
 from annotated_types import Ge, Gt, Le
 
@@ -46,8 +47,21 @@ class OptimizerConfig:
 type Schedule = Callable[[Any], Any]
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
-    """Learning rate as a function of the step, for a run of `steps` >= 1 steps."""
+def make_schedule(config: OptimizerConfig, *steps: int) -> Schedule:
+    """Learning rate as a function of the step.
+
+    Args:
+      config: see `OptimizerConfig`.
+      steps: of the run, >= 1; several: of its stretches, each of which runs through the schedule.
+    """
+    each = [_one_schedule(config, count) for count in steps]
+    if len(each) == 1:
+        return each[0]
+    ends = np.cumsum(steps[:-1]).tolist()
+    return optax.join_schedules(each, ends)
+
+
+def _one_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     warmup = int(round(config.warmup_fraction * steps))
     peak, rest = config.learning_rate, max(steps - warmup, 1)
     end = peak * config.final_fraction
@@ -64,13 +78,16 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, *steps: int) -> optax.GradientTransformation:
     """The optax chain: clip, then the optimizer with its schedule and masked weight decay.
 
+    Args:
+      config: see `OptimizerConfig`.
+      steps: see `make_schedule`.
     Raises:
       UserError: an option that the chosen optimizer would ignore.
     """
-    schedule = make_schedule(config, steps)
+    schedule = make_schedule(config, *steps)
     if config.name == "sgd":
         if config.weight_decay:
             raise UserError("optimizer.weight_decay: sgd takes none here; use adamw or lion")

@@ -67,6 +67,10 @@ class RunDirectory:
         """Messages of the run."""
         return self.path / "log.txt"
 
+    def request(self, index: int) -> "RunDirectory":
+        """Where the model and the results after request `index` (from 0) of several are kept."""
+        return RunDirectory(self.path / "requests" / str(index))
+
     def begun(self) -> bool:
         """Is there anything that took work: results, or a complete checkpoint?"""
         saved = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()

@@ -172,8 +172,11 @@ def _load_oracle(given: str, run: RunDirectory) -> Mapping[str, Any]:
 
 
 def write_page(run: RunDirectory) -> None:
-    """report.html of one run, by the first process."""
+    """report.html of one run, by the first process; several requests are compared in it."""
     if jax.process_index() == 0:
-        from jaxforget.report import write_report
+        from jaxforget.report import load_run, write_report
 
-        write_report([run.path], run.report)
+        earlier = sorted(run.path.glob("requests/*/results.json"), key=lambda f: int(f.parts[-2]))
+        runs = [load_run(f.parent, f"request {n}") for n, f in enumerate(earlier, 1)]
+        final = load_run(run.path, f"request {len(runs) + 1}" if runs else None)
+        write_report([*runs, final], run.report)

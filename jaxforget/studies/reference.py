@@ -18,7 +18,7 @@ from jaxforget.engine.tree import flatten
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.objectives import Needs
-from jaxforget.studies.training import HIDDEN, LOGP, RESIDUAL
+from jaxforget.studies.inputs import HIDDEN, LOGP, RESIDUAL
 
 log = logging.getLogger(__name__)
 

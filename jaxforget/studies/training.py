@@ -11,10 +11,9 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from jaxforget.config import LoraConfig, TrainConfig
-from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.batches import PairedBatches
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.edits.material import Material
 from jaxforget.engine import mesh as meshes
@@ -23,17 +22,16 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
 from jaxforget.engine.state import init_state
-from jaxforget.engine.train import Cadence, Inputs, Progress, compile_step, train
+from jaxforget.engine.train import Cadence, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
-from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores, State
+from jaxforget.engine.types import State
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora
+from jaxforget.studies.inputs import reference_heads, step_inputs
 from jaxforget.studies.material import material
 
 log = logging.getLogger(__name__)
-
-LOGP, HIDDEN, RESIDUAL = "reference_logp", "reference_hidden", "reference_residual"
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,26 @@ class Trained:
     tokens_per_second: float | None
     step_ms: float | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which of several requests in a row is trained.
+
+    Attributes:
+      index: from 0.
+      steps: of every request of the run.
+      start: the model that the request starts from, which its losses compare with.
+    """
+
+    index: int
+    steps: tuple[int, ...]
+    start: LanguageModel
+
+    @property
+    def first(self) -> int:
+        """Steps of the run before this request."""
+        return sum(self.steps[: self.index])
 
 
 def divide(
@@ -125,11 +143,19 @@ def plan_batches(
     return batches.plan(steps), steps
 
 
+def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
+    """Steps that training on these sets takes."""
+    chosen = {role: sets[role] for role in method.needs.roles}
+    batches = PairedBatches(chosen, settings.batch_size, settings.seed, settings.row_length)
+    return settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
+
+
 def train_model(
     lm: LanguageModel,
     sets: Mapping[str, TokenisedSet],
     method: Method,
     *,
+    request: Request | None = None,
     run: RunDirectory,
     settings: TrainConfig,
     optimizer: OptimizerConfig,
@@ -144,6 +170,7 @@ def train_model(
       lm: starting point; its parameters stay as they are.
       sets: by role, with the reference columns the method needs.
       method: objective and combiner.
+      request: where this is one of several requests; the state is carried on from the one before.
       run: directory for metrics and checkpoints.
       settings, optimizer, lora: see the configuration.
       mesh: of the run.
@@ -155,10 +182,12 @@ def train_model(
     batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned)
     trained, frozen = divide(lm, lora, settings)
     frozen = meshes.put(frozen, meshes.shardings(frozen, mesh))
-    heads = _reference_heads(lm, method, mesh, settings.seed)
-    transform = make_optimizer(optimizer, steps)
+    request = request or Request(0, (steps,), lm)
+    first, total = request.first, sum(request.steps)
+    heads = reference_heads(request.start, method, mesh, settings.seed)
+    transform = make_optimizer(optimizer, *request.steps)
     if method.transform is not None:
-        transform = optax.chain(method.transform(steps), transform)
+        transform = optax.chain(method.transform(total), transform)
 
     def begin(params: Params) -> State:
         carried = method.loop.init(params, transform)
@@ -174,22 +203,25 @@ def train_model(
         lm.score, method.objective, method.combiner, transform, accumulate=settings.accumulate
     )
     compiled = compile_step(step, mesh, placed)
-    cadence = Cadence(steps, settings.log_every, settings.save_every, settings.max_skipped)
-    identity = {"fingerprint": batches.fingerprint, "steps": steps}
+    cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
+    identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
         restored = checkpoints.restore(state)
-        start, before = 0, 0.0
-        if restored is None and method.prepare is not None:
-            state = _prepared(
-                state, placed, method, material(lm, (state.params, frozen), sets, settings, mesh)
-            )
+        start, before = first, 0.0
+        if restored is None and request.index:
+            raise UserError(f"{run.path}: the checkpoints of the requests before are gone")
         if restored is not None:
-            _check_same(restored.data, identity, run)
+            if restored.step < first:
+                raise UserError(f"{run.path}: the checkpoint of step {first} is damaged or gone")
+            _check_same(restored.data, identity, restored.step == first, run)
             state, start, before = restored.state, restored.step, restored.data.get("seconds", 0.0)
-            log.info("resuming after step %d of %d", start, steps)
+            log.info("resuming after step %d of %d", start, total)
+        if start == first and method.prepare is not None:
+            found = material(lm, (state.params, frozen), sets, settings, mesh)
+            state = _prepared(state, placed, method, found)
         stream, watch = MetricsStream(run, resume_step=start), _Watch(listen)
-        watch.attach(stream, make_schedule(optimizer, steps))
-        inputs = _inputs(batches, heads, mesh, start, steps)
+        watch.attach(stream, make_schedule(optimizer, *request.steps))
+        inputs = step_inputs(batches, heads, mesh, (first, start, first + steps))
         try:
             state = train(
                 compiled,
@@ -205,8 +237,8 @@ def train_model(
         finally:
             inputs.close()
             stream.close()
-    seconds = before if start == steps else round(before + clock(), 3)
-    return Trained(merge(frozen, state.params), steps, *watch.medians(), seconds)
+    seconds = before if start == first + steps else round(before + clock(), 3)
+    return Trained(merge(frozen, state.params), first + steps, *watch.medians(), seconds)
 
 
 def _prepared(state: State, placed: Any, method: Method, found: Material) -> State:
@@ -216,54 +248,19 @@ def _prepared(state: State, placed: Any, method: Method, found: Material) -> Sta
     return dataclasses.replace(state, combiner_state=jax.device_put(filled, placed.combiner_state))
 
 
-def _check_same(saved: Mapping[str, Any], identity: Mapping[str, Any], run: RunDirectory) -> None:
+def _check_same(
+    saved: Mapping[str, Any], identity: Mapping[str, Any], new: bool, run: RunDirectory
+) -> None:
+    """Refuse another run's checkpoint; one that is `new` to a request holds the one before."""
+    expected = dict(identity)
+    if new and identity["request"]:
+        del expected["fingerprint"]
     for key, what in (("fingerprint", "data, tokenizer or seed"), ("steps", "number of steps")):
-        if saved.get(key) != identity[key]:
+        if key in expected and saved.get(key) != identity[key]:
             raise UserError(
                 f"{run.path}: its checkpoint was made with another {what} "
                 f"({saved.get(key)!r:.40} -> {identity[key]!r:.40}); choose another run_dir"
             )
-
-
-def _reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) -> dict[str, Head]:
-    """Output projections of the models compared with, by role where distributions are compared."""
-    rules = (("weight$", P("tensor", "fsdp")), ("bias$", P("tensor")))
-
-    def placed(model: LanguageModel) -> Head:
-        head = jax.tree.map(np.array, model.head(model.params))
-        return meshes.put(head, meshes.shardings(head, mesh, rules))
-
-    roles = {role for role, fields in method.reference.items() if "hidden" in fields}
-    random = roles & method.needs.random
-    heads = dict.fromkeys(roles - random, placed(lm)) if roles - random else {}
-    return heads | (dict.fromkeys(random, placed(lm.reinitialised(seed))) if random else {})
-
-
-def _inputs(
-    batches: PairedBatches, heads: Mapping[str, Head], mesh: Mesh, start: int, stop: int
-) -> Any:
-    """Device-ready inputs of every step, prepared one thread ahead."""
-
-    def prepare(step: int) -> Inputs:
-        rows, columns = batches.at(step)
-        tokens = sum(int(np.count_nonzero(batch.segments)) for batch in rows.values())
-        on_device: Batches = {role: meshes.put_rows(batch, mesh) for role, batch in rows.items()}
-        reference: Reference = {}
-        for role, named in columns.items():
-            if LOGP in named:
-                reference[role] = _reference(meshes.put_rows(dict(named), mesh), heads.get(role))
-        return Inputs(on_device, reference, tokens)
-
-    return prefetch(prepare, start, stop)
-
-
-def _reference(columns: Mapping[str, Any], head: Head | None) -> ReferenceScores:
-    hidden = columns.get(HIDDEN)
-    if hidden is not None and head is not None:
-        hidden = hidden.astype(head.weight.dtype)  # as the model multiplies them
-    return ReferenceScores(
-        logp=columns[LOGP], hidden=hidden, head=head, residual=columns.get(RESIDUAL)
-    )
 
 
 class _Watch:

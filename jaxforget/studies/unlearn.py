@@ -1,12 +1,11 @@
 """`jaxforget unlearn` and `finetune`: load, cache references, train, export, evaluate, report."""
 
+import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from jax.sharding import Mesh
 
 from jaxforget import config as configs
 from jaxforget import methods
@@ -16,12 +15,10 @@ from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.processes import first_before_others, on_first
+from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
-from jaxforget.engine.types import Metrics
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel, load
-from jaxforget.models.lora import merge_lora
 from jaxforget.objectives import nll_objective
 from jaxforget.studies.common import (
     SILENT,
@@ -34,14 +31,18 @@ from jaxforget.studies.common import (
     load_set,
     opened,
     peak_bytes,
-    to_host,
     tokens_of,
 )
-from jaxforget.studies.edit import edit_model
 from jaxforget.studies.evaluate import read_suite, run_suite, write_page
-from jaxforget.studies.reference import with_reference
+from jaxforget.studies.requests import (
+    Work,
+    earlier_metrics,
+    finished_request,
+    fulfil,
+    refuse_apart,
+)
 from jaxforget.studies.roles import read_roles, refuse_missing
-from jaxforget.studies.training import Trained, refuse_early, train_model
+from jaxforget.studies.training import Trained, refuse_early
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,11 @@ def unlearn(
             read_suite(config.evaluate, run)
         lm = load_model(config)
         events.stage("reading data")
-        sets = read_roles(config, method, lm, run)
-        return _run(config, method, lm, sets, run, events)
+        requests = [
+            read_roles(dataclasses.replace(config, forget=source), method, lm, run)
+            for source in (config.forget, *config.requests)
+        ]
+        return _run(config, method, lm, requests, run, events)
 
 
 def finetune(
@@ -95,75 +99,55 @@ def finetune(
         parts = [load_set(source, lm, config, run) for source in config.data]
         records: list[Record] = [record for some, _ in parts for record in some]
         sets = {role: parts[0][1] if len(parts) == 1 else tokens_of(records, lm, config, run)}
-        return _run(config, method, lm, sets, run, events)
+        return _run(config, method, lm, [sets], run, events)
 
 
 def _run(
     config: UnlearnConfig | FinetuneConfig,
     method: Method,
     lm: LanguageModel,
-    sets: Mapping[str, TokenisedSet],
+    requests: Sequence[Mapping[str, TokenisedSet]],
     run: RunDirectory,
     events: Events,
 ) -> Result:
-    watch = Stopwatch()
-    mesh = meshes.make_mesh(config.mesh)
-    _refuse_lora(config, method)
-    refuse_early(lm, sets, config.train, config.optimizer, config.lora)
-    trained, params = None, lm.params
-    if method.objective is not None:
-        trained = _train(config, method, lm, sets, run, events, mesh, watch)
-        params = merge_lora(to_host(trained.params))
-    edited: Metrics = {}
-    if method.edit is not None:
-        events.stage(f"editing the weights ({method.name})")
-        params, edited = edit_model(lm, params, sets, method.edit, config.train, mesh)
+    refuse_apart(config, method, len(requests))
+    for sets in requests:
+        refuse_early(lm, sets, config.train, config.optimizer, config.lora)
+    work = Work(config, method, lm, requests, run, meshes.make_mesh(config.mesh))
+    start, results = lm, {}
+    for index in range(len(requests)):
+        before = finished_request(work, index) if index + 1 < len(requests) else None
+        if before is not None:
+            start = before
+            continue
+        start, results = _one(work, index, start, work.told(events, index))
+    if len(requests) > 1:
+        results["requests"] = [*earlier_metrics(work), results["metrics"]]
+    on_first(lambda: _finish(run, results))
+    return Result(start.params, results["metrics"], run)
+
+
+def _one(
+    work: Work, index: int, start: LanguageModel, events: Events
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """(the model after a request, its results); the model is exported, and judged if asked."""
+    config, place, watch = work.config, work.place(index), Stopwatch()
+    last = index + 1 == len(work.requests)
+    params, trained, edited = fulfil(work, index, start, events, watch)
+    after = dataclasses.replace(work.lm, params=params)
     events.stage("exporting the model")
-    on_first(lambda: lm.save_pretrained(run.model, params=params, dtype=config.export_dtype))
-    results = _results(config, method, trained, watch.seconds())
+    dtype = config.export_dtype if last else config.dtype  # exact: the next one starts from it
+    on_first(lambda: after.save_pretrained(place.model, dtype=dtype))
+    results = _results(config, work.method, trained, watch.seconds())
     if edited:
         results["edit"] = {name: float(value) for name, value in edited.items()}
     if config.evaluate is not None:
         events.stage("evaluating")
-        results.update(run_suite(config.evaluate, lm, params, config, run, events))
-    on_first(lambda: _finish(run, results))
-    return Result(params, results["metrics"], run)
-
-
-def _refuse_lora(config: UnlearnConfig | FinetuneConfig, method: Method) -> None:
-    if config.lora is not None and method.weights_only:
-        raise UserError(f"lora: {method.name} takes none: {method.weights_only}")
-
-
-def _train(
-    config: UnlearnConfig | FinetuneConfig,
-    method: Method,
-    lm: LanguageModel,
-    sets: Mapping[str, TokenisedSet],
-    run: RunDirectory,
-    events: Events,
-    mesh: Mesh,
-    watch: Stopwatch,
-) -> Trained:
-    if any(method.reference.values()):
-        events.stage("scoring with the starting model")
-    with first_before_others():
-        referenced = with_reference(
-            lm, sets, method.needs, folder=run.cache, seed=config.train.seed
-        )
-    events.stage(f"training ({method.name})")
-    return train_model(
-        lm,
-        referenced,
-        method,
-        run=run,
-        settings=config.train,
-        optimizer=config.optimizer,
-        lora=config.lora,
-        mesh=mesh,
-        clock=watch.seconds,
-        listen=events.progress,
-    )
+        suite = run_suite(config.evaluate, work.lm, params, config, work.run, events)
+        results.update(suite)
+    if not last:
+        on_first(lambda: write_results(place, results))
+    return after, results
 
 
 def _finish(run: RunDirectory, results: Mapping[str, Any]) -> None:

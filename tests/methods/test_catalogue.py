@@ -206,3 +206,63 @@ def test_what_is_not_in_the_catalogue_is_named():
         methods.get("bilevel_first_order", combiner="pcgrad")
     with pytest.raises(UserError, match="name or a mapping"):
         methods.get("npo", combiner=3)
+
+
+def split_requests(world):
+    """The eight rows of the forget file as three requests."""
+    forget = str(world / "forget.jsonl")
+    return [{"path": forget, "rows": rows} for rows in ("0:3", "3:6", "6:8")]
+
+
+@pytest.mark.parametrize("method", ["npo", "salun", {"name": "ssd", "alpha": 1.1}])
+def test_requests_are_forgotten_one_after_the_other(world, tmp_path, method):
+    first, *others = split_requests(world)
+    result, rows = run(world, tmp_path / "run", method, forget=first, requests=others)
+    folders = [tmp_path / "run" / "requests" / name / "model" for name in "01"]
+    chain = [jf.load(str(each)).params for each in (world / "model", *folders)] + [result.params]
+    for before, after in zip(chain, chain[1:], strict=False):
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+    if method == "npo":
+        assert [row["step"] for row in rows] == list(range(1, 10))
+        # each request is compared with the model it starts from
+        for row in rows[::3]:
+            np.testing.assert_allclose(row["forget"], 2 / 0.1 * np.log(2), rtol=1e-5)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_one_request_of_several_steps_is_the_same_run_as_before(world, tmp_path):
+    first, second, _ = split_requests(world)
+    alone, _ = run(world, tmp_path / "alone", "npo", forget=first)
+    both = tmp_path / "both"
+    run(world, both, "npo", forget=first, requests=[second])
+    after = jf.load(str(both / "requests" / "0" / "model")).params
+    pairs = zip(jax.tree.leaves(alone.params), jax.tree.leaves(after), strict=True)
+    assert all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
+
+
+@pytest.mark.parametrize("kept", [2, 3, 5])
+def test_requests_resume_where_they_were_killed(world, tmp_path, kept):
+    first, *others = split_requests(world)
+    train = {"steps": 3, "batch_size": 4, "log_every": 1, "seed": 0, "save_every": 1, "keep": 20}
+    options = {"forget": first, "requests": others, "train": train, "lora": {"rank": 2}}
+    whole, rows = run(world, tmp_path / "whole", "npo", **options)
+    cut = tmp_path / "cut"
+    run(world, cut, "npo", **options)
+    for folder in (cut / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > kept:
+            shutil.rmtree(folder)
+    shutil.rmtree(cut / "model")
+    for index in range(2):
+        if kept <= 3 * (index + 1):
+            shutil.rmtree(cut / "requests" / str(index))
+    again, _ = run(world, cut, "npo", **options)
+    pairs = zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True)
+    assert all((a == b).all() for a, b in pairs)
+    assert len(read_metrics(cut / "metrics.jsonl")) == 9
+
+
+def test_a_method_that_trains_and_edits_takes_one_request(world, tmp_path):
+    first, *others = split_requests(world)
+    with pytest.raises(UserError, match="requests: task_arithmetic trains and then edits"):
+        run(world, tmp_path / "run", "task_arithmetic", forget=first, requests=others)

@@ -10,7 +10,7 @@ from evals import small
 from jaxforget.objectives import Needs
 from jaxforget.studies import reference
 from jaxforget.studies.reference import fingerprint, with_reference
-from jaxforget.studies.training import HIDDEN, LOGP, RESIDUAL
+from jaxforget.studies.inputs import HIDDEN, LOGP, RESIDUAL
 
 
 def needs_of(layer=None, **reference):
