@@ -17,6 +17,7 @@ import yaml
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from jaxforget.data.pairing import Pairing
 from jaxforget.data.sources import DataSource
 from jaxforget.data.template import Template
 from jaxforget.engine.errors import UserError, did_you_mean
@@ -57,7 +58,13 @@ class TrainConfig:
     Attributes:
       epochs: passes over the anchor set (forget, or the only one); ignored where `steps` is set.
       steps: optimizer steps; None: decided by `epochs`.
-      batch_size: examples of each role in one step.
+      batch_size: examples of the anchor set in one step, and as many of every other role.
+      pairing: which examples of the roles meet, see `jaxforget.data.pairing.Pairing`; it changes
+        how many steps an epoch has, so compare at equal `steps`.
+      ratio: examples of every other role for one of the anchor; for "proportional", where None
+        takes the sets' sizes.
+      entity_column: column that says whom a row is about, for "modular"; rows of the retain set
+        without it, or with an empty value or "general", are about nobody in particular.
       accumulate: micro-batches a step is divided into.
       row_length: tokens of a packed row, a multiple of 64 at best; None: chosen to waste little.
       compute: dtype of the matrix products; master weights stay as loaded.
@@ -72,6 +79,9 @@ class TrainConfig:
     epochs: Annotated[float, Gt(0)] = 10.0
     steps: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 32
+    pairing: Pairing = "cyclic"
+    ratio: Annotated[float, Gt(0)] | None = None
+    entity_column: str | None = None
     accumulate: Annotated[int, Ge(1)] = 1
     row_length: Annotated[int, Ge(8)] | None = None
     compute: Literal["float32", "bfloat16"] = "float32"

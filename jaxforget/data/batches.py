@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from jaxforget.data.pack import Columns, assign, choose_length, pack, refuse_longer, target_slots
+from jaxforget.data.pairing import PAIRINGS, Entities, Pairing, Walks
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import TokenBatch
@@ -31,18 +31,17 @@ class PairedBatches:
     """Batches of several roles, paired example by example.
 
     The anchor role is walked through in a new random order every epoch; the last batch of its
-    epoch is as short as what is left. The other roles give as many examples as the anchor at each
-    step and go round in their own random orders, across the anchor's epochs, so that each of
-    their rows is seen equally often.
+    epoch is as short as what is left. What the other roles give to a step is the pairing's choice.
 
     Attributes:
       sets: by role, e.g. {"forget": ..., "retain": ...}.
-      batch_size: examples of each role and step, >= 1.
+      batch_size: items of a step, >= 1; see `jaxforget.data.pairing`.
       seed: of all orders.
       length: tokens of a packed row; None: `plan` chooses it by `choose_length`.
       row_multiple: rows of each role are a multiple of this (shards x micro-batches). Neither it
         nor `length` changes which examples a step sees.
-      pairing: "cyclic", as above.
+      pairing: see `Pairing`.
+      ratio: examples of every other role for one of the anchor, > 0; for "proportional" alone.
       anchor: the role that defines the epoch; None: "forget", else the first.
       aligned: roles whose example i belongs to the anchor's example i, such as its alternative
         answer. They see the anchor's examples, in the same rows and segments.
@@ -54,7 +53,8 @@ class PairedBatches:
     seed: int
     length: int | None = None
     row_multiple: int = 1
-    pairing: Literal["cyclic"] = "cyclic"
+    pairing: Pairing = "cyclic"
+    ratio: float | None = None
     anchor: str | None = None
     aligned: frozenset[str] = frozenset()
     shapes: Mapping[str, Shape] | None = None
@@ -65,8 +65,6 @@ class PairedBatches:
                 f"batch_size is {self.batch_size} and row_multiple {self.row_multiple}; "
                 "both must be at least 1"
             )
-        if self.pairing != "cyclic":
-            raise UserError(f"pairing: {did_you_mean(self.pairing, ('cyclic',))}")
         anchor = self.anchor
         if anchor is None:
             anchor = "forget" if "forget" in self.sets else next(iter(self.sets))
@@ -74,6 +72,7 @@ class PairedBatches:
             raise UserError(f"there is no set for the role {anchor!r}, which defines the epoch")
         object.__setattr__(self, "anchor", anchor)
         self._check_aligned()
+        self._check_pairing()
         for role, tokenised in self.sets.items():
             if not len(tokenised):
                 raise UserError(f"the {role} set is empty")
@@ -89,10 +88,41 @@ class PairedBatches:
                     f"{count}; each needs its partner at the same place"
                 )
 
+    def _check_pairing(self) -> None:
+        if self.pairing not in PAIRINGS:
+            raise UserError(f"pairing: {self.pairing!r}. {did_you_mean(self.pairing, PAIRINGS)}")
+        if self.ratio is not None and self.pairing != "proportional":
+            raise UserError(f"ratio: only the pairing 'proportional' uses it, not {self.pairing!r}")
+        if self.ratio is not None and not (math.isfinite(self.ratio) and self.ratio > 0):
+            raise UserError(f"ratio: must be a finite number above 0, got {self.ratio}")
+        if self.pairing == "alternate" and len(self.sets) < 2:
+            raise UserError("pairing 'alternate': there is one set only, and nothing to alternate")
+        if self.pairing != "modular":
+            return
+        for role in (self._anchor, "retain"):
+            if role not in self.sets or self.sets[role].entities is None:
+                raise UserError(f"pairing 'modular': the {role} set must say whom it is about")
+
+    @functools.cached_property
+    def _walks(self) -> Walks:
+        return Walks(
+            {role: len(tokenised) for role, tokenised in self.sets.items()},
+            self._anchor,
+            self.seed,
+            self.pairing,
+            self.ratio,
+            self._entities(),
+        )
+
+    def _entities(self) -> dict[str, Entities] | None:
+        if self.pairing != "modular":
+            return None
+        return {role: self.sets[role].entities or () for role in (self._anchor, "retain")}
+
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every example of the anchor is seen once."""
-        return math.ceil(len(self.sets[self._anchor]) / self.batch_size)
+        """Steps of one epoch, see `Pairing`."""
+        return self._walks.steps(self.batch_size)
 
     @property
     def _anchor(self) -> str:
@@ -105,22 +135,19 @@ class PairedBatches:
         parts = [f"{self.pairing} {self._anchor} {self.batch_size} {self.seed}"]
         parts += [f"aligned {role}" for role in sorted(self.aligned)]
         parts += [f"{role} {self.sets[role].fingerprint}" for role in sorted(self.sets)]
+        if self.ratio is not None:
+            parts.append(f"ratio {self.ratio}")
+        parts += [
+            f"{role} {entities}" for role, entities in sorted((self._entities() or {}).items())
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def examples(self, step: int) -> dict[str, np.ndarray]:
-        """Indices into each role's set for `step` >= 0; int64, as many for every role."""
+        """Indices into each role's set for `step` >= 0; int64."""
         if step < 0:
             raise ValueError(f"step is {step}")
-        count = len(self.sets[self._anchor])
-        epoch, within = divmod(step, self.steps_per_epoch)
-        begin = within * self.batch_size
-        taken = min(self.batch_size, count - begin)
-        start = epoch * count + begin
-        return {role: self._round(self._walker(role), start, taken) for role in self.sets}
-
-    def _walker(self, role: str) -> str:
-        """The role whose walk this role follows."""
-        return self._anchor if role in self.aligned else role
+        found = self._walks.examples(step, self.batch_size)
+        return found | {role: found[self._anchor] for role in self.sets if role in self.aligned}
 
     def _sizes(self, role: str, examples: np.ndarray) -> np.ndarray:
         """Places each example takes in its row: partners reserve what the longest of them needs."""
@@ -129,16 +156,6 @@ class PairedBatches:
             partners = {role}
         each = [self.sets[partner].lengths[examples] for partner in partners]
         return np.max(each, axis=0)
-
-    def _round(self, role: str, start: int, taken: int) -> np.ndarray:
-        """Places start .. start + taken of the role's endless walk."""
-        count = len(self.sets[role])
-        epochs, places = np.divmod(np.arange(start, start + taken), count)
-        drawn = np.empty(taken, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            drawn[here] = order(self.seed, role, epoch, count)[places[here]]
-        return drawn
 
     def plan(self, steps: int) -> "PairedBatches":
         """These batches with a length and shapes that fit every step below `steps` >= 1.
@@ -197,23 +214,10 @@ def _shape(
         groups = assign(places, length)
         labels = counts[ids].tolist()
         rows = max(rows, len(groups))
-        segments = max(segments, *map(len, groups))
-        targets = max(targets, *(sum(labels[item] for item in group) for group in groups))
+        segments = max([segments, *map(len, groups)])
+        targets = max([targets, *(sum(labels[item] for item in group) for group in groups)])
     rows = math.ceil(rows / row_multiple) * row_multiple
     return Shape(rows, segments, target_slots(targets, length))
-
-
-@functools.lru_cache(maxsize=16)
-def order(seed: int, role: str, epoch: int, count: int) -> np.ndarray:
-    """The order of a role's examples in one epoch: int64 `[count]`, a permutation.
-
-    Drawn from raw Philox words, whose stream NumPy keeps the same in every version.
-    """
-    key = hashlib.sha256(f"{seed}/{role}/{epoch}".encode()).digest()[:16]
-    words = np.random.Philox(key=int.from_bytes(key)).random_raw(count)
-    drawn = np.argsort(words, kind="stable")
-    drawn.setflags(write=False)
-    return drawn
 
 
 def prefetch[T](

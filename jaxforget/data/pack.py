@@ -236,7 +236,7 @@ def choose_length(
     Returns:
       A multiple of 64 that fits every example.
     """
-    longest = max(int(sizes.max()) for role in draws for sizes in role)
+    longest = max(int(sizes.max(initial=0)) for role in draws for sizes in role)
     totals = [max(int(sizes.sum()) for sizes in role) for role in draws]
     shortest = _round_up(longest, _MULTIPLE)
     roomy = _round_up(-(-max(totals) // row_multiple) + longest, _MULTIPLE)

@@ -26,6 +26,8 @@ class TokenisedSet:
       columns: arrays `[M, ...]` with one entry a labelled target, in flat order (for example
         reference log-probabilities); they do not enter the fingerprint.
       truncated: examples that were cut to the length limit.
+      entities: whom each example is about, see `jaxforget.data.pairing`; None: nobody has said.
+        They do not enter the fingerprint.
     """
 
     tokens: np.ndarray
@@ -36,6 +38,7 @@ class TokenisedSet:
     fingerprint: str
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     truncated: int = 0
+    entities: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

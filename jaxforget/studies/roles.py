@@ -1,5 +1,7 @@
 """The data sets a method reads, by role."""
 
+from dataclasses import replace
+
 from jaxforget.config import UnlearnConfig
 from jaxforget.data.alternates import GENERATED, mismatched, refusals
 from jaxforget.data.records import Record, refuse_overlap
@@ -40,7 +42,45 @@ def read_roles(
             records[role] = _alternates(config, method, records)
         elif role not in records:
             records[role] = load_records(getattr(config, role))
-    return {role: tokens_of(records[role], lm, config, run) for role in method.roles}
+    sets = {role: tokens_of(records[role], lm, config, run) for role in method.roles}
+    column = _entity_column(config, method)
+    if column is not None:
+        for role in (FORGET, RETAIN):
+            about = tuple(_entity(record, column, role) for record in records[role])
+            sets[role] = replace(sets[role], entities=about)
+    return sets
+
+
+def _entity_column(config: UnlearnConfig, method: Method) -> str | None:
+    train = config.train
+    if train.pairing != "modular":
+        if train.entity_column is not None:
+            raise UserError("train.entity_column: only the pairing 'modular' reads it")
+        return None
+    if train.entity_column is None:
+        raise UserError("train.entity_column: the pairing 'modular' needs a column's name")
+    missing = [role for role in (FORGET, RETAIN) if role not in method.needs.roles]
+    if missing:
+        raise UserError(
+            f"train.pairing: 'modular' pairs the forget set with the retain set, but "
+            f"{method.name} does not train on the {missing[0]} set"
+        )
+    return train.entity_column
+
+
+def _entity(record: Record, column: str, role: str) -> str | None:
+    value = record.extra.get(column)
+    if value is not None and not isinstance(value, (str, int)):
+        raise UserError(
+            f"row {record.row} of {record.source}: {column!r} must be text or a number, is "
+            f"{value!r:.60}"
+        )
+    name = None if value in (None, "", "general") else str(value)
+    if name is None and role == FORGET:
+        raise UserError(
+            f"row {record.row} of {record.source}: {column!r} must say whom it is about"
+        )
+    return name
 
 
 def _donor(config: UnlearnConfig, method: Method) -> str | None:

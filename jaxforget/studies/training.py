@@ -117,9 +117,28 @@ def refuse_early(
 ) -> None:
     """Raise, before anything is computed, the UserError that training would end in."""
     make_optimizer(optimizer, 1)
-    PairedBatches(sets, settings.batch_size, settings.seed, settings.row_length)
+    paired(sets, settings)
     jax.eval_shape(
         lambda params: divide(dataclasses.replace(lm, params=params), lora, settings), lm.params
+    )
+
+
+def paired(
+    sets: Mapping[str, TokenisedSet],
+    settings: TrainConfig,
+    row_multiple: int = 1,
+    aligned: frozenset[str] = frozenset(),
+) -> PairedBatches:
+    """Batches as configured, not yet planned."""
+    return PairedBatches(
+        sets,
+        settings.batch_size,
+        settings.seed,
+        settings.row_length,
+        row_multiple,
+        settings.pairing,
+        settings.ratio,
+        aligned=aligned,
     )
 
 
@@ -131,14 +150,7 @@ def plan_batches(
 ) -> tuple[PairedBatches, int]:
     """Batches of fixed shape for the whole run, and the number of steps."""
     multiple = meshes.row_shards(mesh) * settings.accumulate
-    batches = PairedBatches(
-        sets,
-        settings.batch_size,
-        settings.seed,
-        settings.row_length,
-        multiple,
-        aligned=aligned,
-    )
+    batches = paired(sets, settings, multiple, aligned)
     steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
     return batches.plan(steps), steps
 
@@ -146,7 +158,7 @@ def plan_batches(
 def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
     """Steps that training on these sets takes."""
     chosen = {role: sets[role] for role in method.needs.roles}
-    batches = PairedBatches(chosen, settings.batch_size, settings.seed, settings.row_length)
+    batches = paired(chosen, settings)
     return settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxforget.data.batches import PairedBatches, order, prefetch
+from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.pairing import order
 from jaxforget.engine.errors import UserError
 
 
@@ -143,7 +144,7 @@ def test_bad_sets_are_refused(sets, new_set):
         paired({"forget": new_set([5], [1]), "retain": new_set([9], [1], rows=[4])}, length=8)
     with pytest.raises(UserError, match="batch_size is 0"):
         paired(sets, batch_size=0)
-    with pytest.raises(UserError, match="pairing: Allowed: cyclic"):
+    with pytest.raises(UserError, match="pairing: 'nearest'. Allowed: alternate, cyclic"):
         paired(sets, pairing="nearest")
     assert paired({"train": sets["forget"]}).anchor == "train"
     with pytest.raises(ValueError, match="call plan"):

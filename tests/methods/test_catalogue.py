@@ -12,6 +12,7 @@ import jaxforget as jf
 from jaxforget import methods
 from jaxforget.data import fictitious
 from jaxforget.data.alternates import REFUSALS, mismatched, refusals
+from jaxforget.data.pairing import PAIRINGS
 from jaxforget.data.records import Record
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import read_metrics
@@ -266,3 +267,34 @@ def test_a_method_that_trains_and_edits_takes_one_request(world, tmp_path):
     first, *others = split_requests(world)
     with pytest.raises(UserError, match="requests: task_arithmetic trains and then edits"):
         run(world, tmp_path / "run", "task_arithmetic", forget=first, requests=others)
+
+
+@pytest.mark.parametrize("pairing", sorted(set(PAIRINGS) - {"cyclic"}))
+def test_every_pairing_trains(world, tmp_path, pairing):
+    train = {"steps": 4, "batch_size": 3, "log_every": 1, "seed": 0, "pairing": pairing}
+    files = {}
+    if pairing == "modular":
+        rows = [json.loads(line) for line in (world / "retain.jsonl").read_text().splitlines()[:9]]
+        people = json.loads((world / "forget.jsonl").read_text().splitlines()[0])["person"]
+        for number, row in enumerate(rows):
+            row["person"] = people if number < 5 else "general"
+        (tmp_path / "retain.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files = {"retain": str(tmp_path / "retain.jsonl")}
+        train["entity_column"] = "person"
+    _, rows = run(world, tmp_path / "run", "npo", train=train, **files)
+    assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
+    if pairing == "alternate":
+        assert [row["forget_tokens"] > 0 for row in rows] == [True, False, True, False]
+        assert rows[1]["forget"] == 0 and rows[0]["retain"] == 0
+
+
+def test_modular_says_what_it_lacks(world, tmp_path):
+    train = {"steps": 1, "pairing": "modular"}
+    with pytest.raises(UserError, match="entity_column: the pairing 'modular' needs"):
+        run(world, tmp_path / "a", "npo", train=train)
+    with pytest.raises(UserError, match="row 0 of .*forget.jsonl: 'who' must say whom"):
+        run(world, tmp_path / "b", "npo", train={**train, "entity_column": "who"})
+    with pytest.raises(UserError, match="does not train on the retain set"):
+        run(world, tmp_path / "c", "ga", train={**train, "entity_column": "person"})
+    with pytest.raises(UserError, match="only the pairing 'modular' reads it"):
+        run(world, tmp_path / "d", "npo", train={"steps": 1, "entity_column": "person"})
