@@ -70,47 +70,6 @@ def importance(
     return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1.0), squares)
 
 
-def mean_gradient(
-    score: ScoreFn,
-    params: Params,
-    batches: Iterable[TokenBatch],
-    *,
-    frozen: Params | None = None,
-) -> Params:
-    """Gradient of a whole set's mean negative log-likelihood per labelled target.
-
-    Args:
-      score: the model.
-      params: of floating leaves.
-      batches: packed rows, all of one shape, of any number of targets.
-      frozen: further leaves of the model, merged with `params` for `score`.
-    Returns:
-      float32 tree like `params`; zero where no target is labelled.
-    Raises:
-      UserError: no batch.
-    """
-
-    def add(total: tuple[Params, Array], params: Params, rest: Params, batch: TokenBatch) -> Any:
-        def summed(p: Params) -> tuple[Array, Array]:
-            scores = score(merge(rest, p), batch)
-            return -(scores.logp * scores.mask).sum(), scores.mask.sum()
-
-        gradient, count = jax.grad(summed, has_aux=True)(params)
-        sums, counted = total
-        sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, gradient)
-        return sums, counted + count
-
-    compiled = jax.jit(add, donate_argnums=0, compiler_options=compiler_options())
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    total, seen = (zeros, jnp.zeros(())), False
-    for batch in batches:
-        total, seen = compiled(total, params, frozen or {}, batch), True
-    if not seen:
-        raise UserError("mean_gradient: there is no batch to average over")
-    sums, count = total
-    return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1.0), sums)
-
-
 def _mean_nll(score: ScoreFn, params: Params, batch: TokenBatch) -> Array:
     scores = score(params, batch)
     count = scores.mask.sum()

@@ -1,15 +1,23 @@
 """Edits of a whole model from whole passes over its data: what methods name."""
 
 import itertools
+from typing import Any, Literal
 
+import optax
+
+from jaxforget.combiners.vectors import cosine
 from jaxforget.edits.arithmetic import task_arithmetic
+from jaxforget.edits.fisher_noise import fisher_forgetting, golatkar_forgetting
 from jaxforget.edits.importance import Estimator, importance
+from jaxforget.edits.influence import influence_approximation, mean_gradient
 from jaxforget.edits.material import Edit, Material
 from jaxforget.edits.ssd import ssd
-from jaxforget.engine.tree import Params
+from jaxforget.edits.woodfisher import Recursion, example_gradients, woodfisher
+from jaxforget.engine.tree import Params, flatten, matches
 from jaxforget.engine.types import Metrics
 
 FORGET, RETAIN = "forget", "retain"
+HEAD = "^head/"
 
 
 def ssd_edit(alpha: float, lam: float, estimator: Estimator) -> Edit:
@@ -21,20 +29,74 @@ def ssd_edit(alpha: float, lam: float, estimator: Estimator) -> Edit:
     """
 
     def edit(material: Material) -> tuple[Params, Metrics]:
-        singly = estimator == "per_example"
+        everything = _importance(material, estimator, RETAIN, FORGET)
+        forget = _importance(material, estimator, FORGET)
+        return ssd(material.params, forget, everything, alpha=alpha, lam=lam)
 
-        def of(*roles: str) -> Params:
-            batches = (material.passes(role, singly=singly) for role in roles)
-            return importance(
-                material.score,
-                material.params,
-                itertools.chain.from_iterable(batches),
-                estimator=estimator,
-                frozen=material.frozen,
-            )
+    return edit
 
-        everything = of(RETAIN, FORGET)
-        return ssd(material.params, of(FORGET), everything, alpha=alpha, lam=lam)
+
+def fisher_edit(
+    alpha: float, limit: float, form: Literal["simple", "golatkar"], estimator: Estimator
+) -> Edit:
+    """Noise on what the retain set does not need, ten times wider in the output head.
+
+    Args:
+      alpha, limit: see `fisher_forgetting`; the form "golatkar" has no limit.
+      form: `fisher_forgetting` or `golatkar_forgetting`.
+      estimator: see `importance`.
+    """
+
+    def edit(material: Material) -> tuple[Params, Metrics]:
+        found = _importance(material, estimator, RETAIN)
+        head = HEAD if any(map(matches(HEAD), flatten(material.params))) else None
+        options: dict[str, Any] = {"key": material.key, "alpha": alpha, "wide": head}
+        if form == "simple":
+            return fisher_forgetting(material.params, found, limit=limit, **options), {}
+        return golatkar_forgetting(material.params, found, **options), {}
+
+    return edit
+
+
+def influence_edit(rate: float, optimizer: Literal["adam", "sgd"]) -> Edit:
+    """One optimizer step along the retain gradient minus the forget gradient, over whole sets."""
+    transform = {"adam": optax.adam, "sgd": optax.sgd}[optimizer](rate)
+
+    def edit(material: Material) -> tuple[Params, Metrics]:
+        forget, retain = (_gradient(material, role) for role in (FORGET, RETAIN))
+        metrics = {
+            "forget_gradient_norm": optax.tree.norm(forget),
+            "retain_gradient_norm": optax.tree.norm(retain),
+            "cosine": cosine(forget, retain),
+        }
+        return influence_approximation(material.params, forget, retain, transform), metrics
+
+    return edit
+
+
+def woodfisher_edit(scale: float, damping: float, recursion: Recursion) -> Edit:
+    """`woodfisher` over the gradients of single retain examples."""
+
+    def edit(material: Material) -> tuple[Params, Metrics]:
+        forget, retain = (_gradient(material, role) for role in (FORGET, RETAIN))
+        each = example_gradients(
+            material.score,
+            material.params,
+            material.passes(RETAIN, singly=True),
+            frozen=material.frozen,
+        )
+        sizes = _examples(material, FORGET), _examples(material, RETAIN)
+        edited = woodfisher(
+            material.params,
+            forget,
+            retain,
+            each,
+            counts=sizes,
+            damping=damping,
+            scale=scale,
+            recursion=recursion,
+        )
+        return edited, {}
 
     return edit
 
@@ -46,3 +108,23 @@ def task_arithmetic_edit(scale: float) -> Edit:
         return task_arithmetic(material.params, material.tuned, scale=scale), {}
 
     return edit
+
+
+def _importance(material: Material, estimator: Estimator, *roles: str) -> Params:
+    batches = (material.passes(role, singly=estimator == "per_example") for role in roles)
+    return importance(
+        material.score,
+        material.params,
+        itertools.chain.from_iterable(batches),
+        estimator=estimator,
+        frozen=material.frozen,
+    )
+
+
+def _gradient(material: Material, role: str) -> Params:
+    batches = material.passes(role)
+    return mean_gradient(material.score, material.params, batches, frozen=material.frozen)
+
+
+def _examples(material: Material, role: str) -> int:
+    return sum(int((batch.example >= 0).sum()) for batch in material.passes(role))

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 
 from jaxforget import objectives as o
-from jaxforget.edits.whole import ssd_edit, task_arithmetic_edit
+from jaxforget.edits.sparsity import l1_decay
+from jaxforget.edits.whole import (
+    fisher_edit,
+    influence_edit,
+    ssd_edit,
+    task_arithmetic_edit,
+    woodfisher_edit,
+)
 from jaxforget.methods import parameters as p
 from jaxforget.methods.recipe import Built, Recipe
 
@@ -20,7 +27,46 @@ def _task_arithmetic(q: p.TaskArithmetic) -> Built:
     return Built(o.forget_nll_objective(), {"forget": 1.0}, edit=edit)
 
 
+def _fisher(q: p.FisherForgetting) -> Built:
+    edit = fisher_edit(q.alpha, q.limit, q.form, q.estimator)
+    return Built(None, edit=edit, whole=("retain",))
+
+
+def _l1_sparse(q: p.L1Sparse) -> Built:
+    return Built(
+        o.retain_objective(),
+        {"retain": q.retain_weight},
+        transform=lambda steps: l1_decay(q.scale, steps=steps),
+    )
+
+
 EDITS: Mapping[str, Recipe] = {
+    "fisher_forgetting": Recipe(
+        title="Fisher forgetting",
+        paper="Golatkar et al. 2020 (arXiv 1911.04933)",
+        formula="w + noise of deviation min(sqrt(alpha / I_retain), limit)",
+        parameters=p.FisherForgetting,
+        build=_fisher,
+        cost="no steps; 1F + 1B over retain, one example at a time",
+        weights_only=DIRECT,
+    ),
+    "iau": Recipe(
+        title="Influence approximation",
+        paper="IAU (arXiv 2507.23257)",
+        formula="one optimizer step along grad NLL(retain) - grad NLL(forget)",
+        parameters=p.InfluenceApproximation,
+        build=lambda q: Built(None, edit=influence_edit(q.rate, q.optimizer), whole=BOTH),
+        cost="no steps; 1F + 1B over all data",
+        weights_only=DIRECT,
+    ),
+    "l1_sparse": Recipe(
+        title="L1-sparse fine-tuning",
+        paper="Jia et al. 2023 (arXiv 2304.04934)",
+        formula="NLL(retain) + a (1 - step / steps) |w|_1",
+        parameters=p.L1Sparse,
+        build=_l1_sparse,
+        weights_only="it makes the weights sparse, which low-rank factors beside them cannot",
+    ),
     "ssd": Recipe(
         title="Selective synaptic dampening",
         paper="Foster et al. 2024 (arXiv 2308.07707)",
@@ -36,5 +82,16 @@ EDITS: Mapping[str, Recipe] = {
         formula="w - scale (w tuned on forget - w)",
         parameters=p.TaskArithmetic,
         build=_task_arithmetic,
+    ),
+    "woodfisher": Recipe(
+        title="Influence through the Fisher matrix",
+        paper="Izzo et al. 2021 (arXiv 2002.10077), WoodFisher (arXiv 2004.14340)",
+        formula="w + scale H^-1 (n_f / n) (grad NLL(forget) - grad NLL(retain))",
+        parameters=p.WoodFisher,
+        build=lambda q: Built(
+            None, edit=woodfisher_edit(q.scale, q.damping, q.recursion), whole=BOTH
+        ),
+        cost="no steps; 2F + 2B over retain, one example at a time",
+        weights_only=DIRECT,
     ),
 }

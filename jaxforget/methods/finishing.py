@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxforget import combiners
 from jaxforget.combiners import Finisher, compose, fisher_weighted, largest, saliency_mask
 from jaxforget.combiners.sparse import Per
-from jaxforget.edits import importance
-from jaxforget.edits.importance import Estimator, mean_gradient
+from jaxforget.edits import importance, mean_gradient
+from jaxforget.edits.importance import Estimator
 from jaxforget.edits.material import Material
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params

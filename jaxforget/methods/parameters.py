@@ -253,3 +253,38 @@ class TaskArithmetic:
     """Of `task_arithmetic`: how far to go against the task vector."""
 
     scale: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class FisherForgetting:
+    """Of `fisher_forgetting`: see `jaxforget.edits.fisher_forgetting`."""
+
+    alpha: Positive = 1e-6
+    limit: Positive = 1e-3
+    form: Literal["simple", "golatkar"] = "simple"
+    estimator: Literal["per_example", "squared_batch", "absolute_batch"] = "per_example"
+
+
+@dataclass(frozen=True)
+class InfluenceApproximation:
+    """Of `iau`: learning rate and kind of the one step."""
+
+    rate: Positive = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+
+
+@dataclass(frozen=True)
+class WoodFisher:
+    """Of `woodfisher`: see `jaxforget.edits.woodfisher`; papers tune `scale` for each task."""
+
+    scale: Weight = 1.0
+    damping: Positive = 1000.0
+    recursion: Literal["published", "exact"] = "published"
+
+
+@dataclass(frozen=True)
+class L1Sparse:
+    """Of `l1_sparse`: weight of the penalty at the first step."""
+
+    scale: Weight = 5e-4
+    retain_weight: Weight = 1.0
