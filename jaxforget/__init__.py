@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxforget import combiners, data, evals, methods, models, objectives
-    from jaxforget.config import EvaluateConfig, FinetuneConfig, UnlearnConfig
+    from jaxforget.config import EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
     from jaxforget.models.language_model import LanguageModel, load
-    from jaxforget.studies import Result, evaluate, finetune, unlearn
+    from jaxforget.studies import Result, evaluate, finetune, sweep, unlearn
 
 _MODULES = ("combiners", "data", "edits", "evals", "loops", "methods", "models", "objectives")
 _NAMES = {
@@ -21,9 +21,11 @@ _NAMES = {
     "unlearn": "jaxforget.studies",
     "finetune": "jaxforget.studies",
     "evaluate": "jaxforget.studies",
+    "sweep": "jaxforget.studies",
     "UnlearnConfig": "jaxforget.config",
     "FinetuneConfig": "jaxforget.config",
     "EvaluateConfig": "jaxforget.config",
+    "SweepConfig": "jaxforget.config",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "FinetuneConfig",
     "LanguageModel",
     "Result",
+    "SweepConfig",
     "UnlearnConfig",
     "combiners",
     "data",
@@ -41,6 +44,7 @@ __all__ = [
     "methods",
     "models",
     "objectives",
+    "sweep",
     "unlearn",
 ]
 

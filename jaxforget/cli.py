@@ -91,6 +91,25 @@ def evaluate(
 
 
 @app.command()
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train many settings of one unlearning run side by side, and mark the best."""
+    with _errors(debug, quiet):
+        from jaxforget import config as configs
+        from jaxforget.studies import sweep as study
+
+        settings = configs.load(configs.SweepConfig, config, overrides or ())
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            _print_result(study(settings, events), quiet, as_json)
+
+
+@app.command()
 def quickstart(
     run_dir: Annotated[pathlib.Path, typer.Option(help="Where to write.")] = pathlib.Path(
         "runs/quickstart"

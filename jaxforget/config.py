@@ -5,6 +5,7 @@ Every error names the key, what it got and what is allowed.
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 import types
@@ -225,6 +226,39 @@ _FREE = {
     "evaluate": None,
     "train": {"log_every", "save_every", "keep", "max_skipped"},
 }
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """`jaxforget sweep`: many settings of one unlearning run, trained side by side.
+
+    Attributes:
+      base: configuration of the run, as for `jaxforget unlearn`, without `run_dir`; its `evaluate`
+        judges every setting.
+      grid: values by dotted key, e.g. {"optimizer.learning_rate": [1e-4, 3e-4]}; every combination
+        is one setting.
+      settings: further overrides by dotted key, each mapping combined with the whole grid.
+      run_dir: where everything is written; `model/` holds the best setting's model.
+      resume: "auto" continues a run directory; "never" refuses one that exists.
+    """
+
+    base: Mapping[str, Any]
+    run_dir: str
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    settings: tuple[Mapping[str, Any], ...] = ()
+    resume: Literal["auto", "never"] = "auto"
+
+
+def overridden(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested mapping with values set by dotted keys.
+
+    Raises:
+      UserError: a key below something that has no keys.
+    """
+    copy = json.loads(json.dumps(tree))
+    for key, value in overrides.items():
+        _apply(copy, f"{key}={json.dumps(value)}")
+    return copy
 
 
 def load[C](schema: type[C], path: str | pathlib.Path | None, overrides: Iterable[str] = ()) -> C:

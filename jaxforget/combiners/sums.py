@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
@@ -23,7 +24,7 @@ def weighted_sum(weights: Mapping[str, float]) -> Combiner:
 
     Args:
       weights: finite weight of each term by its name; they must name the objective's terms
-        exactly.
+        exactly. Traced scalars pass unseen.
     Returns:
       A `Combiner` without state, its `weights` set.
     Raises:
@@ -32,12 +33,7 @@ def weighted_sum(weights: Mapping[str, float]) -> Combiner:
     """
     if not weights:
         raise UserError("weighted_sum: needs at least one weight")
-    for name, weight in weights.items():
-        if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
-            raise UserError(
-                f"weighted_sum: the weight of {name!r} must be a finite number, got {weight!r}"
-            )
-    fixed = {name: float(weight) for name, weight in weights.items()}
+    fixed = {name: _finite(name, weight) for name, weight in weights.items()}
 
     def init(params: Params) -> tuple[()]:
         return ()
@@ -50,6 +46,16 @@ def weighted_sum(weights: Mapping[str, float]) -> Combiner:
         return reduce(lambda a, b: jax.tree.map(jnp.add, a, b), scaled), state, {}
 
     return Combiner(init=init, combine=combine, weights=fixed)
+
+
+def _finite(name: str, weight: Any) -> Any:
+    if isinstance(weight, Tracer):
+        return weight
+    if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
+        raise UserError(
+            f"weighted_sum: the weight of {name!r} must be a finite number, got {weight!r}"
+        )
+    return float(weight)
 
 
 def check_terms(weights: Mapping[str, float], terms: Iterable[str]) -> None:
@@ -66,7 +72,7 @@ def check_terms(weights: Mapping[str, float], terms: Iterable[str]) -> None:
         )
 
 
-def _scale(gradient: Params, weight: float) -> Params:
-    if weight == 1.0:
+def _scale(gradient: Params, weight: Any) -> Params:
+    if not isinstance(weight, Tracer) and weight == 1.0:
         return gradient  # bit for bit
     return jax.tree.map(lambda leaf: leaf * weight, gradient)

@@ -51,8 +51,9 @@ def l1_decay(
     """Add weight * sign(theta) to the gradient: that of the loss plus weight * ||theta||_1.
 
     Put it first in a chain, before clipping and the optimizer: there it equals differentiating
-    the penalised loss, with subgradient 0 at 0 (where JAX gives `jnp.abs` 1): zeros stay zeros.
-    Fine-tuning on the retain set with it forgets; `optax.masked` keeps it off some leaves.
+    the penalised loss, with subgradient 0 at 0 (where JAX gives `jnp.abs` 1), so that the penalty
+    leaves zeros alone. Fine-tuning on the retain set with it forgets. `optax.masked` keeps it off
+    some leaves.
 
     Args:
       scale, steps, stop, every: see `l1_schedule`. A scale of 0 changes nothing.

@@ -165,7 +165,13 @@ def _report(
     warned: set[str],
 ) -> None:
     step, metrics, meter = pending
-    values = {name: float(np.asarray(value)) for name, value in jax.device_get(metrics).items()}
+    values: dict[str, float] = {}
+    for name, value in jax.device_get(metrics).items():
+        array = np.asarray(value)
+        if array.ndim:  # one of every member of a population
+            values |= {f"{name}/{member}": float(one) for member, one in enumerate(array)}
+        else:
+            values[name] = float(array)
     seconds = max(time.perf_counter() - meter.begin, 1e-9)
     values["tokens_per_second"] = meter.tokens / seconds
     values["step_ms"] = 1e3 * seconds / meter.steps

@@ -1,7 +1,7 @@
 """Methods by name, and the table of them."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,14 @@ def names() -> list[str]:
     return sorted(RECIPES)
 
 
-def get(name: str, *, combiner: Any = None, finishers: Any = (), **overrides: Any) -> Method:
+def get(
+    name: str,
+    *,
+    combiner: Any = None,
+    finishers: Any = (),
+    traced: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Method:
     """A method by name, with its paper's defaults unless overridden.
 
     Args:
@@ -28,6 +35,7 @@ def get(name: str, *, combiner: Any = None, finishers: Any = (), **overrides: An
         parameters, such as {"name": "geometric_disentangle", "covectors": 4}; None: the method's.
       finishers: transforms of the optimizer's update, in order, named in the same way, such as
         [{"name": "keep_top_k", "share": 0.1}]; they come after the method's own.
+      traced: scalars that take the place of validated parameters inside a compiled program.
       overrides: parameters of the method.
     Raises:
       UserError: unknown method, combiner or finisher, unknown parameter, a value out of range, or
@@ -36,7 +44,8 @@ def get(name: str, *, combiner: Any = None, finishers: Any = (), **overrides: An
     if name not in RECIPES:
         raise UserError(f"method: no method {name!r}. {did_you_mean(name, RECIPES)}")
     recipe = RECIPES[name]
-    built = recipe.build(_parameters(name, recipe, overrides))
+    parameters = replace(_parameters(name, recipe, overrides), **(traced or {}))
+    built = recipe.build(parameters)
     if built.spec is None:
         if combiner is not None or finishers:
             raise UserError(
@@ -87,12 +96,17 @@ def _edit_only(name: str, recipe: Recipe, built: Built) -> Method:
     )
 
 
-def from_config(config: Mapping[str, Any]) -> Method:
-    """The method a configuration's `method` mapping describes: `name` and parameters."""
+def from_config(config: Mapping[str, Any], *, traced: Mapping[str, Any] | None = None) -> Method:
+    """The method a configuration's `method` mapping describes: `name` and parameters.
+
+    Args:
+      config: see `get`.
+      traced: see `get`.
+    """
     if "name" not in config:
         raise UserError(f"method: needs a name. Allowed: {', '.join(names())}.")
     overrides = {key: value for key, value in config.items() if key != "name"}
-    return get(str(config["name"]), **overrides)
+    return get(str(config["name"]), traced=traced, **overrides)
 
 
 def table() -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from jaxforget.studies.common import Events, Result
 from jaxforget.studies.evaluate import evaluate
 from jaxforget.studies.quickstart import quickstart
+from jaxforget.studies.sweep import sweep
 from jaxforget.studies.unlearn import finetune, unlearn
 
-__all__ = ["Events", "Result", "evaluate", "finetune", "quickstart", "unlearn"]
+__all__ = ["Events", "Result", "evaluate", "finetune", "quickstart", "sweep", "unlearn"]

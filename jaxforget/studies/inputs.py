@@ -45,13 +45,17 @@ def step_inputs(
         rows, columns = batches.at(step - first)
         tokens = sum(int(np.count_nonzero(batch.segments)) for batch in rows.values())
         on_device: Batches = {role: meshes.put_rows(batch, mesh) for role, batch in rows.items()}
-        reference: Reference = {}
-        for role, named in columns.items():
-            if LOGP in named:
-                reference[role] = _reference(meshes.put_rows(dict(named), mesh), heads.get(role))
-        return Inputs(on_device, reference, tokens)
+        on_mesh = {role: meshes.put_rows(dict(named), mesh) for role, named in columns.items()}
+        return Inputs(on_device, joined(on_mesh, heads), tokens)
 
     return prefetch(prepare, start, stop)
+
+
+def joined(columns: Mapping[str, Mapping[str, Any]], heads: Mapping[str, Head]) -> Reference:
+    """Reference scores by role from the columns of their sets; roles without any are left out."""
+    return {
+        role: _reference(named, heads.get(role)) for role, named in columns.items() if LOGP in named
+    }
 
 
 def _reference(columns: Mapping[str, Any], head: Head | None) -> ReferenceScores:

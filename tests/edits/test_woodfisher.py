@@ -41,7 +41,7 @@ def start(forget, retain, counts):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 25), st.sampled_from([2.0, 30.0, 1000.0]))
+@given(st.integers(0, 2**31), st.sampled_from([1, 4, 25]), st.sampled_from([2.0, 30.0, 1000.0]))
 def test_exact_equals_the_dense_matrix_recursion_and_the_dense_solve(seed, count, damping):
     params, forget, retain, gradients = case(seed, count)
     got = woodfisher(

@@ -9,8 +9,8 @@ from evals import small
 
 from jaxforget.objectives import Needs
 from jaxforget.studies import reference
-from jaxforget.studies.reference import fingerprint, with_reference
 from jaxforget.studies.inputs import HIDDEN, LOGP, RESIDUAL
+from jaxforget.studies.reference import fingerprint, with_reference
 
 
 def needs_of(layer=None, **reference):
