@@ -238,6 +238,8 @@ class SweepConfig:
       grid: values by dotted key, e.g. {"optimizer.learning_rate": [1e-4, 3e-4]}; every combination
         is one setting.
       settings: further overrides by dotted key, each mapping combined with the whole grid.
+      at_once: settings computed side by side, the others in turns within the same program: fewer
+        need less memory. None: all, but 1 on a CPU, which gains nothing from wider arrays.
       run_dir: where everything is written; `model/` holds the best setting's model.
       resume: "auto" continues a run directory; "never" refuses one that exists.
     """
@@ -246,6 +248,7 @@ class SweepConfig:
     run_dir: str
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     settings: tuple[Mapping[str, Any], ...] = ()
+    at_once: Annotated[int, Ge(1)] | None = None
     resume: Literal["auto", "never"] = "auto"
 
 

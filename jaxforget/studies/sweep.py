@@ -84,7 +84,7 @@ def sweep(
         watch, leaves, programs = Stopwatch(), {}, 0
         lm = load_model(members[0].config)
         for members_alike in _alike(members):
-            trained, count = _train(lm, members_alike, run, events)
+            trained, count = _train(lm, members_alike, config.at_once, run, events)
             leaves |= trained
             programs += count
         rows = [_judge(lm, member, leaves[member.index], run, events) for member in members]
@@ -165,7 +165,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _train(
-    lm: LanguageModel, members: Sequence[Member], run: RunDirectory, events: Events
+    lm: LanguageModel,
+    members: Sequence[Member],
+    at_once: int | None,
+    run: RunDirectory,
+    events: Events,
 ) -> tuple[dict[int, Any], int]:
     """(leaves of every member by index, number of programs)."""
     config = members[0].config
@@ -189,7 +193,7 @@ def _train(
         trained = train_population(
             lm,
             sets,
-            Population([member.config for member in group], names),
+            Population([member.config for member in group], names, at_once),
             run=RunDirectory(run.path / "programs" / str(group[0].index)),
             mesh=mesh,
             listen=events.progress,
@@ -230,8 +234,8 @@ def _judge(
     lm: LanguageModel, member: Member, leaves: Any, run: RunDirectory, events: Events
 ) -> dict[str, Any]:
     """The member's results, read where a killed sweep has them already."""
-    place, digest = RunDirectory(run.path / "members" / str(member.index)), member.config
-    key = config_digest(digest)
+    place = RunDirectory(run.path / "members" / str(member.index))
+    key = config_digest(member.config)
     try:
         found = json.loads(place.results.read_text())
         if found["config_sha256"] == key:

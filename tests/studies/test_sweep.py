@@ -73,11 +73,13 @@ def same_as_single_runs(world, out, config, members):
             np.testing.assert_allclose(flat(best), flat(alone.params), rtol=1e-4, atol=1e-5)
 
 
-def test_members_are_the_single_runs(world, tmp_path):
+@pytest.mark.parametrize("at_once", [None, 3, 4])
+def test_members_are_the_single_runs(world, tmp_path, at_once):
     out = tmp_path / "sweep"
     grid = {"optimizer.learning_rate": [3e-3, 3e-2], "method.beta": [0.1, 0.7]}
     config = base(world)
-    result = jf.sweep({"base": config, "grid": grid, "run_dir": str(out)})
+    sweep = {"base": config, "grid": grid, "run_dir": str(out), "at_once": at_once}
+    result = jf.sweep(sweep)
     results = json.loads((out / "results.json").read_text())
     assert results["programs"] == 1 and len(results["members"]) == 4
     assert results["best"] in results["frontier"] or len(results["frontier"]) > 0
