@@ -30,10 +30,10 @@ from jaxforget.studies.quickstart import judging, teaching  # noqa: E402
 from jaxforget.studies.unlearn import finetune, unlearn  # noqa: E402
 
 JUDGED = ("forget_prob", "forget_rouge", "retain_prob", "model_utility")
-RATES: tuple[Mapping[str, Any], ...] = ({"rate": 2e-4}, {"rate": 6e-4})
+RATES = (2e-4, 6e-4, 2e-3)
 
 
-def grid(rates: Sequence[float] = (2e-4, 6e-4), **parameters: Sequence[Any]) -> list[dict]:
+def grid(rates: Sequence[float] = RATES, **parameters: Sequence[Any]) -> list[dict]:
     """Every combination of learning rate and parameters."""
     found: list[dict] = [{"rate": rate} for rate in rates]
     for name, values in parameters.items():
@@ -48,19 +48,23 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "npo": grid(beta=[0.1, 0.3]),
     "ofmu": grid(normalise=[False], inner_steps=[1, 3]),
     "rmu": grid(layer=[1], retain_weight=[10.0, 100.0]),
-    "simnpo": grid(beta=[2.5, 4.5]),
+    "simnpo": grid(beta=[2.5, 4.5], forget_weight=[0.125, 1.0]),
+    "satimp": grid(forget_weight=[0.1, 1.0]),
     "ssd": grid([1.0], alpha=[2.0, 5.0, 10.0]),
-    "task_arithmetic": grid([2e-4], scale=[0.5, 1.0, 2.0]),
+    "task_arithmetic": grid([2e-4], scale=[0.5, 1.0, 2.0, 4.0]),
+    "iau": grid([1.0], learning_rate=[1e-4, 3e-4, 1e-3]),
+    "woodfisher": grid([1.0], scale=[1.0, 10.0, 100.0]),
+    "fisher_forgetting": grid([1.0], alpha=[1e-6, 1e-5], limit=[1e-3, 1e-2]),
     "undial": grid(retain=["none", "nll"]),
     "ce_u": grid(retain=["none", "nll"]),
     "graddiff+gu": grid(combiner=[GEOMETRIC]),
     "npo+gu": grid(beta=[0.1, 0.3], combiner=[GEOMETRIC]),
-    "simnpo+gu": grid(beta=[2.5, 4.5], combiner=[GEOMETRIC]),
+    "simnpo+gu": grid(beta=[2.5, 4.5], forget_weight=[0.125, 1.0], combiner=[GEOMETRIC]),
     "graddiff+pcgrad": grid(combiner=["pcgrad"]),
     "graddiff+gru": grid(combiner=["gru"]),
     "npo+top_k": grid(beta=[0.3], finishers=[[{"name": "keep_top_k", "share": 0.2}]]),
 }
-"""Settings tried on the first seed; `RATES` for the methods that are not named."""
+"""Settings tried on the first seed; learning rates alone for the methods that are not named."""
 
 
 def lanes() -> list[str]:
@@ -101,7 +105,7 @@ def main() -> None:
 
 def _choose(options: Any, name: str, oracle: Mapping[str, float]) -> Mapping[str, Any] | None:
     tried = []
-    for choice in GRIDS.get(name, RATES):
+    for choice in GRIDS.get(name, grid()):
         try:
             found = _forgot(options, name, choice, options.seeds[0])
         except UserError as error:

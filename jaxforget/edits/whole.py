@@ -58,9 +58,9 @@ def fisher_edit(
     return edit
 
 
-def influence_edit(rate: float, optimizer: Literal["adam", "sgd"]) -> Edit:
+def influence_edit(learning_rate: float, optimizer: Literal["adam", "sgd"]) -> Edit:
     """One optimizer step along the retain gradient minus the forget gradient, over whole sets."""
-    transform = {"adam": optax.adam, "sgd": optax.sgd}[optimizer](rate)
+    transform = {"adam": optax.adam, "sgd": optax.sgd}[optimizer](learning_rate)
 
     def edit(material: Material) -> tuple[Params, Metrics]:
         forget, retain = (_gradient(material, role) for role in (FORGET, RETAIN))

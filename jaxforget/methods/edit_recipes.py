@@ -55,7 +55,7 @@ EDITS: Mapping[str, Recipe] = {
         paper="IAU (arXiv 2507.23257)",
         formula="one optimizer step along grad NLL(retain) - grad NLL(forget)",
         parameters=p.InfluenceApproximation,
-        build=lambda q: Built(None, edit=influence_edit(q.rate, q.optimizer), whole=BOTH),
+        build=lambda q: Built(None, edit=influence_edit(q.learning_rate, q.optimizer), whole=BOTH),
         cost="no steps; 1F + 1B over all data",
         weights_only=DIRECT,
     ),

@@ -269,7 +269,7 @@ class FisherForgetting:
 class InfluenceApproximation:
     """Of `iau`: learning rate and kind of the one step."""
 
-    rate: Positive = 1e-3
+    learning_rate: Positive = 1e-3
     optimizer: Literal["adam", "sgd"] = "adam"
 
 
