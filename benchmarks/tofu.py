@@ -14,6 +14,7 @@ import logging
 import pathlib
 
 from jaxforget import config as configs
+from jaxforget import methods
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.engine.files import write_json
 from jaxforget.report import load_run, terminal_table, write_report
@@ -69,7 +70,7 @@ def main() -> None:
                 f"model={out / 'finetuned'}",
                 f"forget={json.dumps(forget)}",
                 f"run_dir={out / name}",
-                *([] if name == "ga" else [f"retain={json.dumps(retain)}"]),
+                *([f"retain={json.dumps(retain)}"] if "retain" in methods.get(name).roles else []),
                 *local(data, out, oracle=True),
                 *options.overrides,
             ]

@@ -1,5 +1,6 @@
 """Everything the documentation shows is run, built or looked up."""
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -17,6 +18,7 @@ SCHEMAS = {
     "forget": configs.UnlearnConfig,
     "data": configs.FinetuneConfig,
     "evaluate": configs.EvaluateConfig,
+    "base": configs.SweepConfig,
 }
 
 
@@ -48,6 +50,17 @@ def test_shipped_configurations_are_valid_and_name_known_methods(file):
     config = configs.load(schema_of(yaml.safe_load(file.read_text())), file)
     if isinstance(config, configs.UnlearnConfig):
         methods.from_config(config.method)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_has_a_file_with_its_defaults(name):
+    file = ROOT / "configs" / "tofu" / f"{name}.yaml"
+    config = configs.load(configs.UnlearnConfig, file)
+    defaults = methods.RECIPES[name].parameters()
+    assert config.method == {"name": name, **dataclasses.asdict(defaults)}
+    method = methods.get(name)
+    assert ("retain" in method.roles) == (config.retain is not None)
+    assert config.lora is None or not method.weights_only
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
