@@ -102,11 +102,19 @@ def sweep(
     with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import sweep as study
+        from jaxforget.studies.sweep import table_of
 
         settings = configs.load(configs.SweepConfig, config, overrides or ())
         _start_processes()
         with _console(quiet or as_json) as events:
-            _print_result(study(settings, events), quiet, as_json)
+            result = study(settings, events)
+        if quiet or as_json:
+            _print_result(result, quiet, as_json)
+            return
+        from jaxforget.report.tables import plain_table
+
+        _rich().print(plain_table(table_of(result.run_dir)))
+        typer.echo(f"* best, + on the frontier; model, report and results: {result.run_dir.path}")
 
 
 @app.command()

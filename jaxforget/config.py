@@ -179,6 +179,8 @@ class FinetuneConfig:
       data: training set, or several that are joined.
       initialise: "pretrained" reads the model's weights; "random" reads only its config.json and
         tokenizer and draws the weights from `train.seed`.
+      record_updates: a set whose rows may have to be forgotten one day: what every step that sees
+        one of them does to the weights is kept under `updates/`, for the method amnesiac.
     """
 
     model: str
@@ -197,6 +199,7 @@ class FinetuneConfig:
     lora: LoraConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluate: SuiteConfig | None = None
+    record_updates: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -333,6 +336,18 @@ def identity(config: Any) -> dict[str, Any]:
         elif key in tree:
             tree[key] = {name: value for name, value in tree[key].items() if name not in inner}
     return tree
+
+
+def defaults(config: Any) -> dict[str, Any]:
+    """Default values of a configuration's options, nested as in `as_tree`; others are left out."""
+    found = {}
+    for each in dataclasses.fields(config):
+        value = each.default
+        if each.default_factory is not dataclasses.MISSING:
+            value = each.default_factory()
+        if value is not dataclasses.MISSING:
+            found[each.name] = as_tree(value) if dataclasses.is_dataclass(value) else value
+    return json.loads(json.dumps(found))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

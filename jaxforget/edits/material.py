@@ -1,6 +1,6 @@
 """What an edit reads: a model and whole passes over its data sets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,7 @@ class Material:
       tuned: the same leaves after the training that comes before the edit; `params` if none does.
       passes: see `Passes`.
       key: for what is random.
+      ids: role -> a number for each example of its set, as recorded updates name them.
     """
 
     score: ScoreFn
@@ -37,6 +38,7 @@ class Material:
     tuned: Params
     passes: Passes
     key: Array
+    ids: Callable[[str], Sequence[int]]
 
 
 type Edit = Callable[[Material], tuple[Params, Metrics]]

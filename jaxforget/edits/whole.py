@@ -6,6 +6,7 @@ from typing import Any, Literal
 import optax
 
 from jaxforget.combiners.vectors import cosine
+from jaxforget.edits.amnesiac import amnesiac, read_updates
 from jaxforget.edits.arithmetic import task_arithmetic
 from jaxforget.edits.fisher_noise import fisher_forgetting, golatkar_forgetting
 from jaxforget.edits.importance import Estimator, importance
@@ -106,6 +107,23 @@ def task_arithmetic_edit(scale: float) -> Edit:
 
     def edit(material: Material) -> tuple[Params, Metrics]:
         return task_arithmetic(material.params, material.tuned, scale=scale), {}
+
+    return edit
+
+
+def amnesiac_edit(updates: str, share: Literal["whole", "proportional"]) -> Edit:
+    """`amnesiac` with the updates that a training recorded.
+
+    Args:
+      updates: folder, `updates/` in the run directory of that training.
+      share: subtract whole updates, or the forgotten examples' part of each.
+    """
+    part = 1.0 if share == "whole" else lambda touched, seen: touched / seen
+
+    def edit(material: Material) -> tuple[Params, Metrics]:
+        wanted = material.ids(FORGET)
+        kept = read_updates(updates, forget=wanted)
+        return amnesiac(material.params, kept, forget=wanted, share=part)
 
     return edit
 

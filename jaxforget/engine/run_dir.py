@@ -58,6 +58,11 @@ class RunDirectory:
         return self.path / "cache"
 
     @property
+    def updates(self) -> pathlib.Path:
+        """What recorded steps did to the weights."""
+        return self.path / "updates"
+
+    @property
     def report(self) -> pathlib.Path:
         """Self-contained HTML page."""
         return self.path / "report.html"
@@ -118,13 +123,16 @@ def lock(run: RunDirectory) -> IO[str]:
     return handle
 
 
-def write_config(run: RunDirectory, text: str, comparable: str) -> None:
+def write_config(
+    run: RunDirectory, text: str, comparable: str, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Record the configuration, or check that it is the one this directory was made with.
 
     Args:
       run: the directory.
       text: resolved YAML.
       comparable: JSON of only what decides the numbers; must equal the recorded one on resume.
+      defaults: what options meant that the recorded configuration, of an older version, lacks.
     Raises:
       UserError: the directory was made with another configuration; names the keys that differ.
     """
@@ -137,7 +145,8 @@ def write_config(run: RunDirectory, text: str, comparable: str) -> None:
                 f"{identity} is damaged ({error}), so this run cannot be resumed; choose another "
                 "run_dir or delete it"
             ) from None
-        different = sorted(_differences(old, json.loads(comparable)))
+        new = json.loads(comparable)
+        different = sorted(_differences(_completed(old, new, defaults or {}), new))
         if different:
             raise UserError(
                 f"{run.path} holds a run with another configuration ({', '.join(different)}); "
@@ -145,6 +154,15 @@ def write_config(run: RunDirectory, text: str, comparable: str) -> None:
             )
     write_atomically(run.config, text)
     write_atomically(identity, comparable)
+
+
+def _completed(old: Any, new: Any, defaults: Any) -> Any:
+    """`old` with the options of `new` that it lacks at their defaults."""
+    if not all(isinstance(each, Mapping) for each in (old, new, defaults)):
+        return old
+    lacking = {key: defaults[key] for key in new if key not in old and key in defaults}
+    known = {key: _completed(each, new.get(key), defaults.get(key)) for key, each in old.items()}
+    return {**lacking, **known}
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

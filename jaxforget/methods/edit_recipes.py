@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jaxforget import objectives as o
 from jaxforget.edits.sparsity import l1_decay
 from jaxforget.edits.whole import (
+    amnesiac_edit,
     fisher_edit,
     influence_edit,
     ssd_edit,
@@ -41,6 +42,15 @@ def _l1_sparse(q: p.L1Sparse) -> Built:
 
 
 EDITS: Mapping[str, Recipe] = {
+    "amnesiac": Recipe(
+        title="Amnesiac unlearning",
+        paper="Graves et al. 2021 (arXiv 2010.10981)",
+        formula="w - the recorded updates of the steps that saw forget",
+        parameters=p.Amnesiac,
+        build=lambda q: Built(None, edit=amnesiac_edit(q.updates, q.share), whole=("forget",)),
+        cost="no steps; reads what `finetune` recorded",
+        weights_only=DIRECT,
+    ),
     "fisher_forgetting": Recipe(
         title="Fisher forgetting",
         paper="Golatkar et al. 2020 (arXiv 1911.04933)",

@@ -288,3 +288,11 @@ class L1Sparse:
 
     scale: Weight = 5e-4
     retain_weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class Amnesiac:
+    """Of `amnesiac`: the folder of recorded updates, and how much of each is subtracted."""
+
+    updates: str = "updates"
+    share: Literal["whole", "proportional"] = "whole"

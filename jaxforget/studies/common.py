@@ -79,7 +79,8 @@ def opened(config: Any) -> Iterator[RunDirectory]:
         def claim() -> None:
             open_run(run.path, resume=getattr(config, "resume", "auto"))
             stack.enter_context(lock(run))
-            write_config(run, configs.to_yaml(config), json.dumps(configs.identity(config)))
+            identity = json.dumps(configs.identity(config))
+            write_config(run, configs.to_yaml(config), identity, configs.defaults(config))
             stack.enter_context(_logged(run))
 
         on_first(claim)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxforget.config import TrainConfig
 from jaxforget.data.batches import PairedBatches
 from jaxforget.data.pack import pack_all
-from jaxforget.data.sets import TokenisedSet
+from jaxforget.data.sets import TokenisedSet, example_ids
 from jaxforget.edits.material import Material
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.tree import Params
@@ -81,4 +81,5 @@ def material(
         tuned=changing if tuned is None else tuned,
         passes=WholePasses(sets, settings, mesh),
         key=jax.random.key(settings.seed),
+        ids=lambda role: example_ids(sets[role]).tolist(),
     )

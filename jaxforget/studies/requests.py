@@ -37,6 +37,7 @@ class Work:
       requests: tokenised sets by role, one mapping a request.
       run: the run directory.
       mesh: of the run.
+      watched: examples whose steps are recorded, or None.
     """
 
     config: UnlearnConfig | FinetuneConfig
@@ -45,6 +46,7 @@ class Work:
     requests: Sequence[Mapping[str, TokenisedSet]]
     run: RunDirectory
     mesh: Mesh
+    watched: frozenset[int] | None = None
 
     def place(self, index: int) -> RunDirectory:
         """Where the model and the results of a request go: the last one's are the run's."""
@@ -106,6 +108,7 @@ def fulfil(
             mesh=work.mesh,
             clock=watch.seconds,
             listen=events.progress,
+            watched=work.watched,
         )
         params = merge_lora(to_host(trained.params))
     if method.edit is not None:

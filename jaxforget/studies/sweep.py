@@ -285,6 +285,19 @@ def _results(
     }
 
 
+def table_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """A row for every setting of a finished sweep, for the terminal: `*` best, `+` frontier."""
+    results = json.loads(run.results.read_text())
+    rows = []
+    for index, member in enumerate(results["members"]):
+        mark = "*" if index == results["best"] else "+" if index in results["frontier"] else ""
+        settings = {key.split(".")[-1]: value for key, value in member["overrides"].items()}
+        kept = ("forget_prob", "retain_prob", "model_utility")
+        rows.append({"": mark, **settings, **{key: member["metrics"].get(key) for key in kept}})
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
 def _finish(run: RunDirectory, results: Mapping[str, Any], members: Sequence[Member]) -> None:
     from jaxforget.report import load_run, write_report
 

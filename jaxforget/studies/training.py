@@ -30,6 +30,7 @@ from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora
 from jaxforget.studies.inputs import reference_heads, step_inputs
 from jaxforget.studies.material import material
+from jaxforget.studies.recording import recording
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ def train_model(
     mesh: Mesh,
     clock: Callable[[], float],
     listen: Callable[[Progress], None] = lambda _: None,
+    watched: frozenset[int] | None = None,
 ) -> Trained:
     """Train, logging to and resuming from the run directory.
 
@@ -188,6 +190,7 @@ def train_model(
       mesh: of the run.
       clock: seconds since this process began what is to be timed.
       listen: told of every logged step.
+      watched: examples of which every step that sees one is recorded, see `recording`.
     """
     assert method.objective is not None, "an edit without training is not trained"
     trained_on = {role: sets[role] for role in method.needs.roles}
@@ -233,6 +236,9 @@ def train_model(
             state = _prepared(state, placed, method, found)
         stream, watch = MetricsStream(run, resume_step=start), _Watch(listen)
         watch.attach(stream, make_schedule(optimizer, *request.steps))
+        after_step = None
+        if watched is not None:
+            after_step = recording(run.updates, batches, watched, start, state.params)
         inputs = step_inputs(batches, heads, mesh, (first, start, first + steps))
         try:
             state = train(
@@ -245,6 +251,7 @@ def train_model(
                 checkpoints=checkpoints,
                 data=lambda: {**identity, "seconds": before + clock()},
                 listen=watch,
+                after_step=after_step,
             )
         finally:
             inputs.close()

@@ -12,7 +12,7 @@ from jaxforget import methods
 from jaxforget.combiners import weighted_sum
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.data.records import Record
-from jaxforget.data.sets import TokenisedSet
+from jaxforget.data.sets import TokenisedSet, example_ids
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import on_first
@@ -94,12 +94,21 @@ def finetune(
             return finished
         if config.evaluate is not None:
             read_suite(config.evaluate, run)
+        if config.record_updates is not None and config.lora is not None:
+            raise UserError(
+                "record_updates: with lora the steps change its factors, not the weights; record "
+                "a run that trains the weights"
+            )
         lm = load_model(config)
         events.stage("reading data")
         parts = [load_set(source, lm, config, run) for source in config.data]
         records: list[Record] = [record for some, _ in parts for record in some]
         sets = {role: parts[0][1] if len(parts) == 1 else tokens_of(records, lm, config, run)}
-        return _run(config, method, lm, [sets], run, events)
+        watched = None
+        if config.record_updates is not None:
+            _, rows = load_set(config.record_updates, lm, config, run)
+            watched = frozenset(example_ids(rows).tolist())
+        return _run(config, method, lm, [sets], run, events, watched)
 
 
 def _run(
@@ -109,11 +118,12 @@ def _run(
     requests: Sequence[Mapping[str, TokenisedSet]],
     run: RunDirectory,
     events: Events,
+    watched: frozenset[int] | None = None,
 ) -> Result:
     refuse_apart(config, method, len(requests))
     for sets in requests:
         refuse_early(lm, sets, config.train, config.optimizer, config.lora)
-    work = Work(config, method, lm, requests, run, meshes.make_mesh(config.mesh))
+    work = Work(config, method, lm, requests, run, meshes.make_mesh(config.mesh), watched)
     start, results = lm, {}
     for index in range(len(requests)):
         before = finished_request(work, index) if index + 1 < len(requests) else None

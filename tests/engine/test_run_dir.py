@@ -68,3 +68,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
         files.write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_options_that_an_older_version_did_not_know_count_as_their_defaults(tmp_path):
+    run = open_run(tmp_path / "run", resume="auto")
+    old = {"train": {"seed": 0}, "model": "m"}
+    write_config(run, "x", json.dumps(old))
+    run.results.write_text("{}")
+    defaults = {"train": {"pairing": "cyclic", "log_every": 5}, "requests": [], "resume": "auto"}
+    same = {"train": {"seed": 0, "pairing": "cyclic"}, "model": "m", "requests": []}
+    write_config(run, "x", json.dumps(same), defaults)
+    other = {**same, "train": {"seed": 0, "pairing": "modular"}}
+    with pytest.raises(UserError, match="train.pairing: 'cyclic' -> 'modular'"):
+        write_config(run, "x", json.dumps(other), defaults)

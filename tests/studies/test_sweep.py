@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxforget as jf
+from jaxforget import cli
 from jaxforget.data import fictitious
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import read_metrics
@@ -92,6 +94,22 @@ def test_members_are_the_single_runs(world, tmp_path, at_once):
     assert all(np.isfinite(rows[-1][f"loss/{member}"]) for member in range(4))
     assert (out / "report.html").read_text().count("best:") >= 1
     same_as_single_runs(world, out, config, [0, 3, results["best"]])
+
+
+def test_the_command_prints_every_setting_and_marks_the_best(world, tmp_path, capsys, monkeypatch):
+    config = {
+        "base": base(world),
+        "grid": {"method.beta": [0.1, 0.7]},
+        "run_dir": str(tmp_path / "s"),
+    }
+    (tmp_path / "sweep.yaml").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "argv", ["jaxforget", "sweep", str(tmp_path / "sweep.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "beta" in printed and "0.7" in printed and printed.count("*") == 2
+    assert "best, + on the frontier" in printed
 
 
 def test_seeds_have_their_own_data_and_adapters(world, tmp_path):
