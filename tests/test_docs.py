@@ -33,6 +33,7 @@ def schema_of(tree):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods.catalogue, "_REGISTERED", {})
     names = {"__name__": "docs"}
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{page.name}[{number}]", "exec"), names)

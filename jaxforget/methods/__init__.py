@@ -1,13 +1,14 @@
 """Named recipes: `methods.get("npo", beta=0.1)`, `methods.names()`."""
 
-from jaxforget.methods.catalogue import from_config, get, markdown, names, table
+from jaxforget.methods.catalogue import from_config, get, markdown, names, register, table
 from jaxforget.methods.finishing import FINISHERS
 from jaxforget.methods.method import COMBINERS, Method, from_parts
-from jaxforget.methods.recipe import Recipe
+from jaxforget.methods.recipe import Built, Recipe, weighted
 from jaxforget.methods.recipes import RECIPES
 
 __all__ = [
     "COMBINERS",
+    "Built",
     "FINISHERS",
     "RECIPES",
     "Method",
@@ -17,5 +18,7 @@ __all__ = [
     "get",
     "markdown",
     "names",
+    "register",
     "table",
+    "weighted",
 ]

@@ -1,7 +1,9 @@
 """Methods by name, and the table of them."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,10 +15,43 @@ from jaxforget.methods.recipe import Built, Recipe
 from jaxforget.methods.recipes import RECIPES
 from jaxforget.objectives import Needs
 
+ENTRY_POINTS = "jaxforget.methods"
+"""Group of entry points; an installed package's functions there are called once, to register."""
+
+_REGISTERED: dict[str, Recipe] = {}
+
 
 def names() -> list[str]:
     """Names of all methods, sorted."""
-    return sorted(RECIPES)
+    return sorted(_known())
+
+
+def register(name: str, recipe: Recipe) -> None:
+    """Add a method of one's own to the catalogue: Python, YAML and command line then know it.
+
+    Args:
+      name: not taken yet; letters, digits and underscores.
+      recipe: see `Recipe`.
+    Raises:
+      UserError: a name that is taken or no identifier, or defaults that build no method.
+    """
+    if not name.isidentifier():
+        raise UserError(f"methods.register: {name!r} must be letters, digits and underscores")
+    if name in RECIPES or name in _REGISTERED:
+        raise UserError(f"methods.register: there is a method {name!r} already")
+    _method(name, recipe)
+    _REGISTERED[name] = recipe
+
+
+def _known() -> Mapping[str, Recipe]:
+    _load_plugins()
+    return {**RECIPES, **_REGISTERED}
+
+
+@functools.cache
+def _load_plugins() -> None:
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()()
 
 
 def get(
@@ -41,10 +76,21 @@ def get(
       UserError: unknown method, combiner or finisher, unknown parameter, a value out of range, or
         a combiner for a method that has its own.
     """
-    if name not in RECIPES:
-        raise UserError(f"method: no method {name!r}. {did_you_mean(name, RECIPES)}")
-    recipe = RECIPES[name]
-    parameters = replace(_parameters(name, recipe, overrides), **(traced or {}))
+    known = _known()
+    if name not in known:
+        raise UserError(f"method: no method {name!r}. {did_you_mean(name, known)}")
+    return _method(name, known[name], combiner, finishers, traced, overrides)
+
+
+def _method(
+    name: str,
+    recipe: Recipe,
+    combiner: Any = None,
+    finishers: Any = (),
+    traced: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Method:
+    parameters = replace(_parameters(name, recipe, overrides or {}), **(traced or {}))
     built = recipe.build(parameters)
     if built.spec is None:
         if combiner is not None or finishers:
@@ -116,7 +162,7 @@ def table() -> list[dict[str, str]]:
     """
     rows = []
     for name in names():
-        recipe, method = RECIPES[name], get(name)
+        recipe, method = _known()[name], get(name)
         cached = [role for role, fields in method.reference.items() if fields]
         needs = [role for role in method.roles if role != "forget"]
         needs += [f"reference cache of {role}" for role in cached]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from importlib.metadata import EntryPoint
 
 import jax
 import numpy as np
@@ -172,3 +173,42 @@ def test_what_is_not_in_the_catalogue_is_named():
         methods.get("bilevel_first_order", combiner="pcgrad")
     with pytest.raises(UserError, match="name or a mapping"):
         methods.get("npo", combiner=3)
+
+
+def recipe_of(build=None):
+    parameters = methods.RECIPES["npo"].parameters
+    return methods.Recipe("Mine", "me", "f", parameters, build or methods.RECIPES["npo"].build)
+
+
+def test_a_registered_method_is_like_any_other(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods.catalogue, "_REGISTERED", {})
+    methods.register("mine", recipe_of())
+    assert "mine" in methods.names() and "| mine | Mine |" in methods.markdown()
+    ours, _ = run(world, tmp_path / "a", {"name": "mine", "beta": 0.3})
+    theirs, _ = run(world, tmp_path / "b", {"name": "npo", "beta": 0.3})
+    pairs = zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True)
+    assert all((a == b).all() for a, b in pairs)
+    with pytest.raises(UserError, match="there is a method 'mine' already"):
+        methods.register("mine", recipe_of())
+
+
+def test_what_cannot_be_registered_leaves_no_trace(monkeypatch):
+    monkeypatch.setattr(methods.catalogue, "_REGISTERED", {})
+    with pytest.raises(UserError, match="a method 'npo' already"):
+        methods.register("npo", recipe_of())
+    with pytest.raises(UserError, match="letters, digits"):
+        methods.register("my method", recipe_of())
+    with pytest.raises(ZeroDivisionError):
+        methods.register("broken", recipe_of(lambda parameters: 1 / 0))
+    assert "broken" not in methods.names()
+
+
+def test_packages_register_through_entry_points(monkeypatch):
+    point = EntryPoint("any", "methods.plugin:add", methods.catalogue.ENTRY_POINTS)
+    monkeypatch.setattr(methods.catalogue, "_REGISTERED", {})
+    monkeypatch.setattr(methods.catalogue, "entry_points", lambda group: [point])
+    methods.catalogue._load_plugins.cache_clear()
+    try:
+        assert "from_a_package" in methods.names()
+    finally:
+        methods.catalogue._load_plugins.cache_clear()
