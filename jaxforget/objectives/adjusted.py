@@ -1,7 +1,8 @@
 """Losses towards adjusted distributions: the model's own or the starting model's, changed.
 
 Each is a mean over labelled targets. The peer averages UNDIAL over prompt and padding as well,
-where its target index -100 silently names a word of the vocabulary; neither is reproduced.
+where its target index -100 silently names a word of the vocabulary; `open_unlearning.undial`
+reproduces both.
 """
 
 import jax

@@ -1,9 +1,8 @@
 """Losses on whole distributions, exact, without an array of tokens x vocabulary.
 
 The divergence is averaged over labelled targets. The peer (open-unlearning) averages over every
-position of its padded batch, prompt and padding included. There is no switch for that: padding
-has no counterpart in packed rows, and compacted scores hold labelled positions only, so a number
-under that name would not be the peer's.
+position of its padded batch, prompt and padding included; padding has no counterpart in packed
+rows, so its number comes from `objectives.open_unlearning`, on padded arrays.
 """
 
 import jax
