@@ -189,9 +189,12 @@ def methods(as_json: Json = False, debug: Debug = False) -> None:
         if as_json:
             typer.echo(json.dumps(rows))
             return
-        from jaxforget.report.tables import plain_table
-
-        _rich().print(plain_table(rows))
+        for row in rows:
+            name = typer.style(f"{row['name']:<20}", bold=True)
+            needs = "the forget set alone" if row["needs"] == "-" else row["needs"]
+            typer.echo(f"{name} {row['method']}. {row['source']}")
+            typer.echo(f"{'':<20} {row['minimises']}")
+            typer.echo(f"{'':<20} needs {needs}; {row['cost per step']}")
 
 
 @app.command()
