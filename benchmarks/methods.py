@@ -100,6 +100,7 @@ def main() -> None:
         found = [_forgot(options, name, chosen, seed) for seed in options.seeds]
         rows.append(_row(name, chosen, found, oracles))
         write_json(options.out / "methods.json", {"seeds": options.seeds, "rows": rows})
+    (options.out / "methods.md").write_text(markdown(rows) + "\n")
     Console(width=160).print(plain_table([_printed(row) for row in rows]))
 
 
@@ -176,15 +177,35 @@ def _row(
     return {"method": name, "settings": dict(choice), **columns}
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table for documentation, nearest to the oracle first."""
+    keys = ("distance", *JUDGED, "log10_forget_quality")
+    head = ["method", "settings", *(key.replace("_", " ") for key in keys)]
+    lines = [head, ["---"] * len(head)]
+    for row in sorted(rows, key=lambda row: row.get("distance", {"mean": -1.0})["mean"]):
+        cells = [f"{row[key]['mean']:.3f}" if key in row else "" for key in keys]
+        lines.append([row["method"], _settings(row), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{'learning rate' if key == 'rate' else key} {value:g}"
+        if isinstance(value, float)
+        else f"{key} {value}"
+        for key, value in row["settings"].items()
+        if key not in ("combiner", "finishers") and (key, value) != ("rate", 1.0)
+    )
+
+
 def _printed(row: Mapping[str, Any]) -> dict[str, Any]:
     def shown(value: Any) -> str:
         if not isinstance(value, dict):
             return json.dumps(value) if isinstance(value, list) else str(value)
         return f"{value['mean']:.3f} ({value['least']:.3f}-{value['most']:.3f})"
 
-    settings = " ".join(f"{k}={v}" for k, v in row["settings"].items() if not isinstance(v, dict))
     columns = {key: shown(row[key]) for key in row if key not in ("method", "settings")}
-    return {"method": row["method"], "settings": settings, "distance": "-", **columns}
+    return {"method": row["method"], "settings": _settings(row), "distance": "-", **columns}
 
 
 if __name__ == "__main__":

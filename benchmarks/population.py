@@ -60,32 +60,35 @@ def main() -> None:
     from jaxforget.cli import quiet_logs
 
     quiet_logs()
+    print(json.dumps(measure(options.steps, options.batch, options.at_once)))
+
+
+def measure(steps: int, batch: int, at_once: int | None = None) -> dict[str, Any]:
+    """Ratios of one program to single runs, and the largest difference of their parameters."""
     tokenizer = train_tokenizer(language())
     lm = from_scratch(model_config(tokenizer), tokenizer, 0, Compute(remat="dots"))
-    settings = configs_of(options.steps, options.batch)
+    settings = configs_of(steps, batch)
     method = from_config(settings[0].method)
     sets = {role: each for role, each in _sets(lm).items() if role in method.roles}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         sets = with_reference(lm, sets, method.needs, folder=root / "cache")
         begin = time.perf_counter()
-        together = _together(lm, sets, settings, root, options.at_once)
+        together = _together(lm, sets, settings, root, at_once)
         one_program = time.perf_counter() - begin
         begin = time.perf_counter()
         apart = [_alone(lm, sets, each, root, i) for i, each in enumerate(settings)]
         singles = time.perf_counter() - begin
         step = _step_ms(root / "together")
-        steps = [_step_ms(root / f"alone{i}") for i in range(len(settings))]
-    gap = max(_gap(a, b) for a, b in zip(together, apart, strict=True))
-    found: dict[str, Any] = {
+        single_steps = [_step_ms(root / f"alone{i}") for i in range(len(settings))]
+    return {
         "settings": len(settings),
         "wall_over_single_runs": round(one_program / singles, 3),
-        "step_over_single_steps": round(step / sum(steps), 3),
-        "largest_difference": gap,
-        "steps": options.steps,
-        "batch": options.batch,
+        "step_over_single_steps": round(step / sum(single_steps), 3),
+        "largest_difference": max(_gap(a, b) for a, b in zip(together, apart, strict=True)),
+        "steps": steps,
+        "batch": batch,
     }
-    print(json.dumps(found))
 
 
 def _together(

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SUITES = ("step",)
+SUITES = ("step", "population")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     from rich.console import Console
 
-    from benchmarks import step
+    from benchmarks import population, step
     from jaxforget.cli import quiet_logs
     from jaxforget.engine.files import write_json
     from jaxforget.engine.runtime import use_compile_cache
@@ -40,17 +40,29 @@ def main() -> None:
 
     quiet_logs()
     use_compile_cache(ROOT / "runs" / "programs")
-    found = []
+    written: dict[str, Any] = environment()
+    if "step" in options.suite:
+        written["rows"] = _steps(options, step)
+        found = written["rows"]
+        same = {key for key in found[0] if len({row[key] for row in found}) == 1}
+        print(", ".join(f"{key} {found[0][key]}" for key in found[0] if key in same))
+        Console().print(plain_table([_without(row, same) for row in found]))
+    if "population" in options.suite:
+        print("population: sixteen settings in one program ...", file=sys.stderr, flush=True)
+        written["population"] = population.measure(13, 16)
+        Console().print(plain_table([written["population"]]))
+    write_json(options.out, written)
+    print(json.dumps({"written": str(options.out), "devices": written["devices"]}))
+
+
+def _steps(options: argparse.Namespace, step: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for model in options.models:
         for dtype in options.dtypes:
             print(f"step: {model}, {dtype} ...", file=sys.stderr, flush=True)
             lanes = options.lanes or tuple(step.LANES)
             found += step.rows(model, dtype, options.steps, options.rounds, lanes)
-    write_json(options.out, {**environment(), "rows": found})
-    same = {key for key in found[0] if len({row[key] for row in found}) == 1}
-    print(", ".join(f"{key} {found[0][key]}" for key in found[0] if key in same))
-    Console().print(plain_table([_without(row, same) for row in found]))
-    print(json.dumps({"written": str(options.out), "device": found[0]["device"]}))
+    return found
 
 
 def _without(row: dict[str, Any], keys: set[str]) -> dict[str, Any]:
