@@ -1,8 +1,17 @@
 """Step order: pure functions from state to state."""
 
 from jaxforget.loops.bilevel import ofmu
+from jaxforget.loops.periodic import periodic
 from jaxforget.loops.phi import OfmuSettings
 from jaxforget.loops.plain import PLAIN, plain
 from jaxforget.loops.primal_dual import PrimalDualSettings, primal_dual
 
-__all__ = ["PLAIN", "OfmuSettings", "PrimalDualSettings", "ofmu", "plain", "primal_dual"]
+__all__ = [
+    "PLAIN",
+    "OfmuSettings",
+    "PrimalDualSettings",
+    "ofmu",
+    "periodic",
+    "plain",
+    "primal_dual",
+]

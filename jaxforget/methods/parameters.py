@@ -296,3 +296,12 @@ class Amnesiac:
 
     updates: str = "updates"
     share: Literal["whole", "proportional"] = "whole"
+
+
+@dataclass(frozen=True)
+class PeriodicAscent:
+    """Of `periodic_ascent`: learning steps on the retain set between two forgetting steps."""
+
+    every: Annotated[int, Ge(1)] = 10
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from jaxforget import objectives as o
 from jaxforget.combiners import orthogonal_retain
-from jaxforget.loops import OfmuSettings, PrimalDualSettings, ofmu, primal_dual
+from jaxforget.loops import OfmuSettings, PrimalDualSettings, ofmu, periodic, primal_dual
 from jaxforget.methods import parameters as p
 from jaxforget.methods.edit_recipes import EDITS
 from jaxforget.methods.finishing import salient
@@ -35,6 +35,12 @@ def _ofmu(q: p.Ofmu) -> Built:
 def _salun(q: p.SalUn) -> Built:
     weights = {"alternate": q.alternate_weight, "retain": q.retain_weight}
     return Built(o.alternate_objective(q.retain), weights, finishers=(salient(q.share),))
+
+
+def _periodic_ascent(q: p.PeriodicAscent) -> Built:
+    weights = {"forget": q.forget_weight, "retain": q.retain_weight}
+    # apart: a step is on one role, and the other's rows must cost nothing
+    return Built(o.graddiff(together=False), weights, loop=periodic(q.every))
 
 
 def _bilevel_first_order(q: p.BlurBilevel) -> Built:
@@ -151,6 +157,14 @@ TRAINED: Mapping[str, Recipe] = {
         formula="(max - mean logit)^2 (forget) + lambda (NLL(retain) - bound), lambda >= 0 adapts",
         parameters=p.Pdu,
         build=_pdu,
+    ),
+    "periodic_ascent": Recipe(
+        title="Periodic ascent",
+        paper="LWF (arXiv 2505.19715), its training schedule",
+        formula="NLL(retain), and every few steps one of -NLL(forget)",
+        parameters=p.PeriodicAscent,
+        build=_periodic_ascent,
+        cost="1F + 1B of one role",
     ),
     "po": Recipe(
         title="Preference optimisation by refusals",
