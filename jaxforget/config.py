@@ -3,12 +3,12 @@
 Every error names the key, what it got and what is allowed.
 """
 
-import copy
 import dataclasses
 import functools
 import json
 import math
 import pathlib
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,10 +21,9 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from jaxforget.data.pairing import Pairing
 from jaxforget.data.sources import DataSource
 from jaxforget.data.template import Template
-from jaxforget.engine.errors import UserError
+from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
-from jaxforget.engine.schema import explain
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
 
 
@@ -228,7 +227,6 @@ _FREE = {
     "resume": None,
     "mesh": None,
     "evaluate": None,
-    "at_once": None,
     "train": {"log_every", "save_every", "keep", "max_skipped"},
 }
 
@@ -258,16 +256,15 @@ class SweepConfig:
 
 
 def overridden(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with values set by dotted keys, in whatever order they come.
+    """A copy of a nested mapping with values set by dotted keys.
 
     Raises:
       UserError: a key below something that has no keys.
     """
-    made = copy.deepcopy(dict(tree))
-    # `method` before `method.name`, which drops the parameters of another method, before those
-    for key in sorted(overrides, key=lambda key: (key.count("."), key != "method.name")):
-        _set(made, key, copy.deepcopy(overrides[key]))
-    return made
+    copy = json.loads(json.dumps(tree))
+    for key, value in overrides.items():
+        _apply(copy, f"{key}={json.dumps(value)}")
+    return copy
 
 
 def load[C](schema: type[C], path: str | pathlib.Path | None, overrides: Iterable[str] = ()) -> C:
@@ -292,7 +289,7 @@ def build[C](schema: type[C], tree: Mapping[str, Any], source: str = "config") -
     try:
         config = _adapter(schema).validate_python(dict(tree), extra="forbid")
     except ValidationError as error:
-        lines = [explain(schema, fault, source) for fault in error.errors()]
+        lines = [_explain(schema, fault, source) for fault in error.errors()]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
     _refuse_infinite(dataclasses.asdict(config), source)
     return config
@@ -363,31 +360,55 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise UserError(
             f"override {override!r}: not a YAML value: {explain_yaml(error)}"
         ) from error
-    _set(tree, key, value)
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    node, (*parents, leaf) = tree, _path(key)
+    node, (*parents, leaf) = tree, key.split(".")
     for parent in parents:
         child = node.get(parent)
         if isinstance(child, str):  # a bare name or path stands for its mapping
             child = {"name" if parent == "method" else "path": child}
         if not isinstance(child, dict | None):
             raise UserError(
-                f"override {key}={value!r}: {parent} is a {type(child).__name__} without keys of "
-                f"its own; set it whole, {parent}=..."
+                f"override {override!r}: {parent} is a {type(child).__name__} without keys of its "
+                f"own; set it whole, {parent}=..."
             )
         node[parent] = child or {}
         node = node[parent]
-    if parents[-1:] == ["method"] and leaf == "name" and node.get("name") not in (None, value):
+    if key == "method.name" and node.get("name") not in (None, value):
         node.clear()  # another method: the old one's parameters do not belong to it
     node[leaf] = value
 
 
-def _path(key: str) -> list[str]:
-    """The keys from the root to a value; those of a sweep's `grid` are dotted themselves."""
-    first, dot, rest = key.partition(".")
-    return [first, rest] if dot and first == "grid" else key.split(".")
+def _explain(schema: Any, fault: Any, source: str) -> str:
+    path = [str(part) for part in fault["loc"] if not str(part).startswith("function-")]
+    where = ".".join(path)
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{source}: {where}: no such key. {did_you_mean(path[-1], _keys(schema, path[:-1]))}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"{source}: {where}: missing; it has no default"
+    got = "" if isinstance(fault["input"], Mapping) else f" (got {fault['input']!r})"
+    got += "; allowed is 'start:stop' in quotes" if path[-1:] == ["rows"] else ""
+    return f"{source}: {where}: {fault['msg']}{got}"
+
+
+def _keys(schema: Any, path: list[str]) -> list[str]:
+    """Field names of the dataclass reached from `schema` by `path`."""
+    for part in path:
+        if dataclasses.is_dataclass(schema) and part in typing.get_type_hints(schema):
+            schema = _dataclass_in(typing.get_type_hints(schema)[part])
+    if not dataclasses.is_dataclass(schema):
+        return []
+    return [each.name for each in dataclasses.fields(schema)]
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass inside Optional, tuple, Annotated or an alias of these."""
+    if isinstance(hint, typing.TypeAliasType):
+        return _dataclass_in(hint.__value__)
+    if dataclasses.is_dataclass(hint):
+        return hint
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
+        found = (_dataclass_in(each) for each in typing.get_args(hint))
+        return next((each for each in found if each is not None), None)
+    return None
 
 
 def suite_sources(suite: SuiteConfig) -> dict[str, DataSource]:

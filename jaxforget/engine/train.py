@@ -180,10 +180,9 @@ def _report(
         if name.startswith(ALERT) and value > 0 and name not in warned:
             warned.add(name)
             log.warning("step %d: %s", step, name.removeprefix(ALERT).replace("_", " "))
-    in_a_row = int(np.min(metrics.get("skipped_in_a_row", 0)))  # of a population: of the best
-    if in_a_row >= cadence.max_skipped:
+    if values.get("skipped_in_a_row", 0) >= cadence.max_skipped:
         raise UserError(
-            f"stopped at step {step}: the last {in_a_row} steps had a loss "
+            f"stopped at step {step}: the last {int(values['skipped_in_a_row'])} steps had a loss "
             "or gradient that is not finite and were refused (parameters are unharmed). Lower "
             "optimizer.learning_rate or the forget weight, or compute in float32."
         )

@@ -1,14 +1,6 @@
 """Named recipes: `methods.get("npo", beta=0.1)`, `methods.names()`."""
 
-from jaxforget.methods.catalogue import (
-    from_config,
-    get,
-    markdown,
-    names,
-    parameters_of,
-    register,
-    table,
-)
+from jaxforget.methods.catalogue import from_config, get, markdown, names, register, table
 from jaxforget.methods.finishing import FINISHERS
 from jaxforget.methods.method import COMBINERS, Method, from_parts
 from jaxforget.methods.recipe import Built, Recipe, weighted
@@ -26,7 +18,6 @@ __all__ = [
     "get",
     "markdown",
     "names",
-    "parameters_of",
     "register",
     "table",
     "weighted",

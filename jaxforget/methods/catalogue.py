@@ -149,29 +149,10 @@ def from_config(config: Mapping[str, Any], *, traced: Mapping[str, Any] | None =
       config: see `get`.
       traced: see `get`.
     """
-    overrides = {key: value for key, value in config.items() if key != "name"}
-    return get(_name(config), traced=traced, **overrides)
-
-
-def parameters_of(config: Mapping[str, Any]) -> Any:
-    """All parameters, validated, of the method that a configuration describes.
-
-    Args:
-      config: see `from_config`.
-    Returns:
-      An instance of the `parameters` of the method's `Recipe`.
-    """
-    name, known = _name(config), _known()
-    if name not in known:
-        raise UserError(f"method: no method {name!r}. {did_you_mean(name, known)}")
-    others = ("name", "combiner", "finishers")
-    return _parameters(name, known[name], {k: v for k, v in config.items() if k not in others})
-
-
-def _name(config: Mapping[str, Any]) -> str:
     if "name" not in config:
         raise UserError(f"method: needs a name. Allowed: {', '.join(names())}.")
-    return str(config["name"])
+    overrides = {key: value for key, value in config.items() if key != "name"}
+    return get(str(config["name"]), traced=traced, **overrides)
 
 
 def table() -> list[dict[str, str]]:

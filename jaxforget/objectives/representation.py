@@ -97,5 +97,5 @@ def adaptive_rmu_part(layer: int, scale: float, *, seed: int = 0) -> Part:
 
 
 def _check_coefficient(value: float) -> None:
-    if isinstance(value, int | float) and not value > 0:  # traced values pass unseen
+    if not value > 0:
         raise UserError(f"rmu: the steering coefficient must be above 0, got {value}")

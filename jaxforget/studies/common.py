@@ -104,36 +104,6 @@ def _logged(run: RunDirectory) -> Iterator[None]:
         handler.close()
 
 
-def finished(
-    run: RunDirectory, config: Any, write_page: Callable[[RunDirectory], None]
-) -> Result | None:
-    """The result of a run that already ended with this very configuration, or None.
-
-    Args:
-      run: the directory.
-      config: of the study.
-      write_page: makes the report again where it is gone.
-    """
-    if not run.results.exists() or not run.model.exists():
-        return None
-    try:
-        results = json.loads(run.results.read_text())
-        digest, metrics = results["config_sha256"], dict(results["metrics"])
-    except (OSError, ValueError, KeyError, TypeError):
-        log.warning("%s is damaged; making it again", run.results)
-        return None
-    if digest != config_digest(config):
-        return None
-    try:
-        params = load(str(run.model)).params
-    except UserError as error:
-        log.warning("%s; making the export again", error)
-        return None
-    log.info("%s is already finished", run.path)
-    on_first(lambda: run.report.exists() or write_page(run))
-    return Result(params, metrics, run)
-
-
 def load_model(config: Any) -> LanguageModel:
     """The starting model with the configured dtypes, and a tokenizer.
 

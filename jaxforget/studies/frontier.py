@@ -8,8 +8,8 @@ FORGOT = "forget_prob"
 
 
 def kept_by(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The metric that says what is kept: model utility where every row that has any has it."""
-    has_all = all(row.get("model_utility") is not None for row in rows if row)
+    """The metric that says what is kept: model utility where every row has it."""
+    has_all = all(row.get("model_utility") is not None for row in rows)
     return "model_utility" if has_all else "retain_prob"
 
 

@@ -4,48 +4,45 @@ The step of a single run is mapped over a leading member axis; the frozen weight
 members see the same data, the batches are shared.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxforget import config as configs
 from jaxforget import methods
 from jaxforget.config import UnlearnConfig
-from jaxforget.data.batches import PairedBatches, Shape
+from jaxforget.data.batches import PairedBatches, Shape, prefetch
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.optimizer import make_schedule
+from jaxforget.engine.optimizer import make_optimizer
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
-from jaxforget.engine.train import Cadence, Progress, compile_step, train
+from jaxforget.engine.state import init_state
+from jaxforget.engine.train import Cadence, Inputs, Progress, compile_step, train
 from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import State
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
-from jaxforget.studies.common import to_host
-from jaxforget.studies.inputs import (
-    reference_heads,
-    stacked_inputs,
-    step_inputs,
-)
-from jaxforget.studies.member import Hyper, member_state, member_step
+from jaxforget.studies.inputs import joined, reference_heads
 from jaxforget.studies.training import divide, plan_batches
 
 log = logging.getLogger(__name__)
+
+SCALARS = ("optimizer.learning_rate", "optimizer.weight_decay")
+SEED = "train.seed"
+
+type Hyper = dict[str, Any]
+"""Dotted key -> the scalar that differs between members."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,7 @@ class Population:
     """Members of one program.
 
     Attributes:
-      configs: of the members; equal but for `hyper`, the seed and `run_dir`, where each one's
-        metrics.jsonl is written.
+      configs: of the members; equal but for `hyper` and the seed.
       hyper: dotted key -> float32 `[members]`.
       at_once: members computed side by side, the others in turns within the same program; None:
         all, but on a CPU, which gains nothing from wider arrays, 1.
@@ -70,30 +66,58 @@ class Population:
         return self.configs[0]
 
     @property
-    def width(self) -> int:
-        """Members computed side by side."""
-        narrow = 1 if jax.default_backend() == "cpu" else len(self.configs)
-        return min(self.at_once or narrow, len(self.configs))
-
-    @property
     def seeds(self) -> list[int]:
         """Of the members."""
         return [config.train.seed for config in self.configs]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training leaves of a member.
+def member_method(config: UnlearnConfig, hyper: Hyper) -> Method:
+    """The method of a member, its varying parameters taken from `hyper`."""
+    traced = {
+        key.removeprefix("method."): value
+        for key, value in hyper.items()
+        if key.startswith("method.")
+    }
+    return methods.from_config(config.method, traced=traced)
 
-    Attributes:
-      params: all leaves, on the host; adapters beside their weights.
-      refused: steps that changed nothing because a loss or gradient was not finite.
-      failed: so were the last `train.max_skipped`: a run of its own would have stopped.
-    """
 
-    params: Params
-    refused: int
-    failed: bool
+def member_optimizer(
+    config: UnlearnConfig, hyper: Hyper, steps: int
+) -> optax.GradientTransformation:
+    """The optimizer of a member, its varying settings taken from `hyper`."""
+    changed = {key.split(".")[1]: hyper[key] for key in SCALARS if key in hyper}
+    transform = make_optimizer(dataclasses.replace(config.optimizer, **changed), steps)
+    method = member_method(config, hyper)
+    return (
+        transform if method.transform is None else optax.chain(method.transform(steps), transform)
+    )
+
+
+def can_trace(
+    lm: LanguageModel, sets: Mapping[str, TokenisedSet], config: UnlearnConfig, key: str, mesh: Mesh
+) -> bool:
+    """Can one program hold several values of this key? Found by tracing one step."""
+    if key not in SCALARS and not key.startswith("method."):
+        return False
+    method = member_method(config, {})
+    chosen = {role: sets[role] for role in method.needs.roles}
+    once = dataclasses.replace(config.train, steps=1)
+    batches, _ = plan_batches(chosen, once, mesh, method.needs.aligned)
+    rows, columns = batches.at(0)
+    heads = jax.eval_shape(lambda: reference_heads(lm, method, mesh, config.train.seed))
+    trained, frozen = divide(lm, config.lora, config.train)
+
+    def step(value: Any, params: Params, rest: Any) -> Any:
+        state = _begin(config, {key: value}, params, 0, 8)
+        return _step(lm, config, 8, {key: value}, state, rest, rows, joined(columns, {}))
+
+    rest = {"frozen": frozen, "heads": heads}
+    try:
+        jax.eval_shape(step, jax.ShapeDtypeStruct((), jnp.float32), trained, rest)
+    except (jax.errors.JAXTypeError, TypeError, ValueError, UserError) as error:
+        log.info("%s differs between programs: %s", key, str(error).splitlines()[0])
+        return False
+    return True
 
 
 def train_population(
@@ -104,147 +128,102 @@ def train_population(
     run: RunDirectory,
     mesh: Mesh,
     listen: Callable[[Progress], None] = lambda _: None,
-) -> list[Outcome]:
+) -> list[Params]:
     """Train every member, logging to and resuming from a run directory.
 
     Args:
       lm: starting point.
       sets: by role, with the reference columns that the method needs.
       population: see `Population`.
-      run: directory for checkpoints and what is measured of all members together.
+      run: directory for metrics and checkpoints.
       mesh: of the run.
       listen: told of every logged step; metrics are named `<metric>/<member>`.
-    Raises:
-      UserError: every member's last `train.max_skipped` steps were refused, or the checkpoints are
-        of other settings.
+    Returns:
+      All leaves of every member on the host; adapters beside their weights.
     """
-    config, settings = population.first, population.first.train
-    method = methods.from_config(config.method)
+    config, count = population.first, len(population.configs)
+    method = member_method(config, {})
     batches, steps = _planned(population, sets, method, mesh)
     leaves = [divide(lm, config.lora, each.train) for each in population.configs]
     frozen = leaves[0][1]
-    state, placed, hyper = _start(population, [one for one, _ in leaves], steps, mesh)
-    one = functools.partial(member_step, lm, config, steps)
-    mapped = _mapped(one, population.width, shared_data=len(batches) == 1)
-    compiled = compile_step(functools.partial(mapped, hyper), mesh, placed)
-    heads = reference_heads(lm, method, mesh, settings.seed)
-    rest = {"frozen": meshes.put(frozen, meshes.shardings(frozen, mesh)), "heads": heads}
-    cadence = Cadence(steps, settings.log_every, settings.save_every, settings.max_skipped)
-    identity = _identity(population, batches)
-    with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
-        restored, start = checkpoints.restore(state), 0
-        if restored is not None:
-            if restored.data != identity:
-                raise UserError(
-                    f"{run.path}: its checkpoint is of other settings or data; choose another "
-                    "run_dir or delete it"
-                )
-            state, start = restored.state, restored.step
-            log.info("resuming after step %d of %d", start, steps)
-        inputs = (
-            step_inputs(batches[0], {}, mesh, (0, start, steps))
-            if len(batches) == 1
-            else stacked_inputs(batches, mesh, start, steps)
-        )
-        with _logging(population, run, start, steps) as write:
-
-            def watch(progress: Progress) -> None:
-                write(progress)
-                listen(progress)
-
-            try:
-                state = train(
-                    compiled,
-                    state,
-                    rest,
-                    inputs,
-                    cadence,
-                    start=start,
-                    checkpoints=checkpoints,
-                    data=lambda: identity,
-                    listen=watch,
-                )
-            finally:
-                inputs.close()
-    return _outcomes(state, frozen, settings.max_skipped)
-
-
-def _start(
-    population: Population, trained: Sequence[Params], steps: int, mesh: Mesh
-) -> tuple[State, Any, Hyper]:
-    """(state of all members, its shardings, what differs between them)."""
+    trained = jax.tree.map(lambda *each: np.stack(each), *(one for one, _ in leaves))
+    several = len(batches) > 1
+    heads = reference_heads(lm, method, mesh, config.train.seed)
     hyper = {key: jnp.asarray(values) for key, values in population.hyper.items()}
     seeds = jnp.asarray(population.seeds)
 
     def begin(params: Params) -> State:
-        return jax.vmap(lambda h, p, s: member_state(population.first, h, p, s, steps))(
-            hyper, params, seeds
-        )
+        return jax.vmap(lambda h, p, s: _begin(config, h, p, s, steps))(hyper, params, seeds)
 
-    stacked = jax.tree.map(lambda *each: np.stack(each), *trained)
-    abstract = jax.eval_shape(begin, stacked)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    log.info("%d settings: %.1f MiB of state", len(trained), size / 2**20)
+    one = functools.partial(_step, lm, config, steps)
+    at_once = min(population.at_once or (1 if jax.default_backend() == "cpu" else count), count)
+    mapped = _mapped(one, at_once, shared_data=not several)
+    abstract = jax.eval_shape(begin, trained)
     placed = _stacked_shardings(abstract, mesh)
-    state = jax.jit(begin, out_shardings=placed)(meshes.put(stacked, placed.params))
-    return state, placed, hyper
+    state = jax.jit(begin, out_shardings=placed)(meshes.put(trained, placed.params))
+    compiled = compile_step(functools.partial(mapped, hyper), mesh, placed)
+    rest = {"frozen": meshes.put(frozen, meshes.shardings(frozen, mesh)), "heads": heads}
+    log.info("%d settings, %d bytes of state", count, sum(x.nbytes for x in jax.tree.leaves(state)))
+    settings = config.train
+    cadence = Cadence(steps, settings.log_every, settings.save_every, settings.max_skipped)
+    identity = {"fingerprint": [each.fingerprint for each in batches], "steps": steps}
+    with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
+        restored, start = checkpoints.restore(state), 0
+        if restored is not None:
+            if any(restored.data.get(key) != identity[key] for key in identity):
+                raise UserError(f"{run.path}: its checkpoint is of other settings or data")
+            state, start = restored.state, restored.step
+            log.info("resuming after step %d of %d", start, steps)
+        stream = MetricsStream(run, resume_step=start)
+        inputs = _inputs(batches, mesh, start, steps)
+
+        def watch(progress: Progress) -> None:
+            stream.write(progress.step, progress.metrics)
+            listen(progress)
+
+        try:
+            state = train(
+                compiled,
+                state,
+                rest,
+                inputs,
+                cadence,
+                start=start,
+                checkpoints=checkpoints,
+                data=lambda: identity,
+                listen=watch,
+            )
+        finally:
+            inputs.close()
+            stream.close()
+    final = jax.tree.map(np.asarray, state.params)
+    return [merge(frozen, jax.tree.map(lambda leaf, i=i: leaf[i], final)) for i in range(count)]
 
 
-def _identity(population: Population, batches: Sequence[PairedBatches]) -> dict[str, Any]:
-    """What a checkpoint must be of to be resumed from."""
-    settings = json.dumps([configs.identity(each) for each in population.configs])
-    return {
-        "fingerprint": [each.fingerprint for each in batches],
-        "settings": hashlib.sha256(settings.encode()).hexdigest(),
+def _step(
+    lm: LanguageModel,
+    config: UnlearnConfig,
+    steps: int,
+    hyper: Hyper,
+    state: State,
+    rest: Any,
+    rows: Any,
+    reference: Any,
+) -> Any:
+    """One member's step; `rest` holds the frozen leaves and the heads compared with."""
+    method = member_method(config, hyper)
+    step = method.loop.make(
+        lm.score,
+        method.objective,
+        method.combiner,
+        member_optimizer(config, hyper, steps),
+        accumulate=config.train.accumulate,
+    )
+    whole = {
+        role: dataclasses.replace(each, head=rest["heads"].get(role))
+        for role, each in reference.items()
     }
-
-
-@contextlib.contextmanager
-def _logging(
-    population: Population, run: RunDirectory, start: int, steps: int
-) -> Iterator[Callable[[Progress], None]]:
-    """Writes each member's scalars to its own directory, those of all together to `run`."""
-    folders = [RunDirectory(pathlib.Path(each.run_dir).absolute()) for each in population.configs]
-    rates = [make_schedule(each.optimizer, steps) for each in population.configs]
-    with contextlib.ExitStack() as stack:
-
-        def opened(folder: RunDirectory) -> MetricsStream:
-            stream = MetricsStream(folder, resume_step=start)
-            stack.callback(stream.close)
-            return stream
-
-        streams, together = [opened(each) for each in folders], opened(run)
-
-        def write(progress: Progress) -> None:
-            rows: list[dict[str, float]] = [
-                {"learning_rate": float(rate(progress.step - 1))} for rate in rates
-            ]
-            shared = {}
-            for name, value in progress.metrics.items():
-                own, of, member = name.rpartition("/")
-                if of:
-                    rows[int(member)][own] = value
-                else:
-                    shared[name] = value
-            for stream, row in zip(streams, rows, strict=True):
-                stream.write(progress.step, row)
-            together.write(progress.step, shared)
-
-        yield write
-
-
-def _outcomes(state: State, frozen: Params, max_skipped: int) -> list[Outcome]:
-    final, skips = to_host(state.params), to_host(dataclasses.asdict(state.skips))
-
-    def one(member: int) -> Outcome:
-        own = jax.tree.map(lambda leaf: leaf[member], final)
-        return Outcome(
-            merge(frozen, own),
-            int(skips["total"][member]),
-            bool(skips["in_a_row"][member] >= max_skipped),
-        )
-
-    return [one(member) for member in range(len(skips["total"]))]
+    return step(state, rest["frozen"], rows, whole)
 
 
 def _mapped(one: Callable[..., Any], at_once: int, *, shared_data: bool) -> Callable[..., Any]:
@@ -262,6 +241,12 @@ def _mapped(one: Callable[..., Any], at_once: int, *, shared_data: bool) -> Call
         return jax.lax.map(member, own, batch_size=None if at_once == 1 else at_once)
 
     return all_members
+
+
+def _begin(config: UnlearnConfig, hyper: Hyper, params: Params, seed: Any, steps: int) -> State:
+    method, transform = member_method(config, hyper), member_optimizer(config, hyper, steps)
+    carried = method.loop.init(params, transform)
+    return init_state(params, transform, method.combiner, seed=seed, loop_state=carried)
 
 
 def _planned(
@@ -295,3 +280,25 @@ def _stacked_shardings(state: Any, mesh: Mesh) -> Any:
     single = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
     placed = meshes.shardings(single, mesh)
     return jax.tree.map(lambda each: NamedSharding(mesh, P(None, *each.spec)), placed)
+
+
+def _inputs(batches: Sequence[PairedBatches], mesh: Mesh, start: int, stop: int) -> Any:
+    """Inputs of every step; stacked over the members where their data differ."""
+
+    def host(planned: PairedBatches, step: int) -> tuple[Any, Any, int]:
+        rows, columns = planned.at(step)
+        tokens = sum(int(np.count_nonzero(batch.segments)) for batch in rows.values())
+        return rows, joined(columns, {}), tokens
+
+    def prepare(step: int) -> Inputs:
+        made = [host(each, step) for each in batches]
+        tokens = sum(tokens for _, _, tokens in made)
+        if len(made) == 1:
+            rows, reference, _ = made[0]
+            return Inputs(meshes.put_rows(rows, mesh), meshes.put_rows(reference, mesh), tokens)
+        placed = NamedSharding(mesh, P(None, ("data", "fsdp")))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *((r, c) for r, c, _ in made))
+        rows, reference = meshes.put(stacked, placed)
+        return Inputs(rows, reference, tokens)
+
+    return prefetch(prepare, start, stop)

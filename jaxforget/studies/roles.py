@@ -18,7 +18,7 @@ FORGET, RETAIN, ALTERNATE = "forget", "retain", "alternate"
 
 def refuse_missing(config: UnlearnConfig, method: Method) -> None:
     """Raise UserError where a method needs a data set that the configuration does not name."""
-    needed = [*method.roles, *([RETAIN] if donor(config, method) == "retain_answers" else [])]
+    needed = [*method.roles, *([RETAIN] if _donor(config, method) == "retain_answers" else [])]
     for role in needed:
         if role != ALTERNATE and getattr(config, role) is None:
             raise UserError(f"{role}: method {method.name!r} needs this data set; name a file")
@@ -83,7 +83,7 @@ def _entity(record: Record, column: str, role: str) -> str | None:
     return name
 
 
-def donor(config: UnlearnConfig, method: Method) -> str | None:
+def _donor(config: UnlearnConfig, method: Method) -> str | None:
     """The kind of generated alternates, or None where they are read or not needed."""
     source = config.alternate or DataSource(method.alternate)
     return source.path if ALTERNATE in method.roles and source.path in GENERATED else None
@@ -92,7 +92,7 @@ def donor(config: UnlearnConfig, method: Method) -> str | None:
 def _alternates(
     config: UnlearnConfig, method: Method, records: dict[str, list[Record]]
 ) -> list[Record]:
-    kind, seed, forget = donor(config, method), config.train.seed, records[FORGET]
+    kind, seed, forget = _donor(config, method), config.train.seed, records[FORGET]
     if kind == "refusals":
         return refusals(forget, seed)
     if kind is not None:

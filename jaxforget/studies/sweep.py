@@ -1,9 +1,10 @@
 """`jaxforget sweep`: many settings of one unlearning run, and which of them is best."""
 
+import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,40 +27,38 @@ from jaxforget.studies.common import (
     Stopwatch,
     config_digest,
     environment,
-    finished,
     load_model,
     opened,
     peak_bytes,
 )
-from jaxforget.studies.evaluate import read_suite, run_suite
+from jaxforget.studies.evaluate import run_suite
 from jaxforget.studies.frontier import best_of, frontier_of, kept_by
-from jaxforget.studies.member import traceable
-from jaxforget.studies.population import Outcome, Population, train_population
+from jaxforget.studies.population import SEED, Population, can_trace, train_population
 from jaxforget.studies.reference import with_reference
-from jaxforget.studies.roles import read_roles
-from jaxforget.studies.settings import Member, alike, members_of, numbers, short_names
+from jaxforget.studies.roles import read_roles, refuse_missing
 from jaxforget.studies.training import refuse_early
 
 log = logging.getLogger(__name__)
 
-FAILED = "its last train.max_skipped steps had a loss or gradient that is not finite"
-
 
 @dataclass(frozen=True)
-class Group:
-    """Members that can be trained side by side.
+class Member:
+    """One setting of a sweep.
 
     Attributes:
-      lm: the starting model.
-      sets: by role.
-      members: of the group.
-      traced: keys of the numbers that differ between them in one program.
+      index: its place, from 0.
+      overrides: what distinguishes it, by dotted key.
+      config: the whole configuration.
     """
 
-    lm: LanguageModel
-    sets: Mapping[str, TokenisedSet]
-    members: Sequence[Member]
-    traced: tuple[str, ...] = ()
+    index: int
+    overrides: Mapping[str, Any]
+    config: UnlearnConfig
+
+    @property
+    def name(self) -> str:
+        """For tables and plots."""
+        return " ".join(f"{key.split('.')[-1]}={value}" for key, value in self.overrides.items())
 
 
 def sweep(
@@ -67,119 +66,174 @@ def sweep(
 ) -> Result:
     """Train every setting, as many as possible in one program, judge all, export the best.
 
-    Settings that differ in real numbers only (learning rate, weight decay, parameters of the
-    method) or in the seed share a program; each other difference makes a program of its own.
+    Settings that differ in numbers only (learning rate, weight decay, parameters of the method,
+    seed) share a program; each other difference makes a program of its own.
 
     Args:
       config: a `SweepConfig`, the same as a nested mapping, or the path of its YAML file.
       events: see `Events`.
     Returns:
       See `Result`: parameters and metrics of the best setting. results.json holds all of them
-      under "members", and the indices of the frontier and of the best one; `members/<index>/`
-      has each one's metrics.jsonl and results.json.
+      under "members", the frontier's and the best one's indices.
     Raises:
       UserError: anything the user can mend.
     """
     config = configs.resolve(SweepConfig, config)
     members = members_of(config)
     with opened(config) as run:
-        done = finished(run, config, write_page)
-        if done is not None:
-            return done
-        watch, models = Stopwatch(), _models()
-        events.stage("reading data")
-        groups = [_read(models(group[0].config), group, run) for group in alike(members)]
-        outcomes, programs = dict[int, Outcome](), 0
-        for group in groups:
-            for program in _programs(group, run, events):
-                outcomes |= _train(program, config.at_once, run, events)
-                programs += 1
-        rows = [
-            _judge(models(member.config), member, outcomes[member.index], run, events)
-            for member in members
-        ]
+        watch, leaves, programs = Stopwatch(), {}, 0
+        lm = load_model(members[0].config)
+        for members_alike in _alike(members):
+            trained, count = _train(lm, members_alike, config.at_once, run, events)
+            leaves |= trained
+            programs += count
+        rows = [_judge(lm, member, leaves[member.index], run, events) for member in members]
         results = _results(config, members, rows, programs, watch.seconds())
-        best = members[results["best"]]
-        params = merge_lora(outcomes[best.index].params)
+        params = merge_lora(leaves[results["best"]])
         events.stage("exporting the best model")
-        lm, dtype = models(best.config), best.config.export_dtype
-        on_first(lambda: lm.save_pretrained(run.model, params=params, dtype=dtype))
-        on_first(lambda: _finish(run, results))
+        on_first(lambda: lm.save_pretrained(run.model, params=params))
+        on_first(lambda: _finish(run, results, members))
     return Result(params, results["metrics"], run)
 
 
-def _models() -> Callable[[UnlearnConfig], LanguageModel]:
-    """The starting model of a configuration, each read once."""
-    found: dict[tuple[Any, ...], LanguageModel] = {}
+def members_of(config: SweepConfig) -> list[Member]:
+    """Every setting of a sweep, checked.
 
-    def of(config: UnlearnConfig) -> LanguageModel:
-        key = (config.model, config.dtype, config.train.compute, config.train.remat)
-        if key not in found:
-            found[key] = load_model(config)
-        return found[key]
+    Raises:
+      UserError: nothing to vary, a key of a run's own, an invalid setting, no `evaluate`, or a
+        method that cannot be trained side by side.
+    """
+    names = list(config.grid)
+    empty = [key for key in names if not len(config.grid[key])]
+    if empty or not (names or config.settings):
+        raise UserError(
+            f"grid.{empty[0]}: has no values"
+            if empty
+            else "grid, settings: there is nothing to vary"
+        )
+    for key in ("run_dir", "resume"):
+        if key in config.base:
+            raise UserError(f"base.{key}: belongs to the sweep, not to its settings")
+    combinations = itertools.product(*(config.grid[key] for key in names))
+    found = []
+    for values, more in itertools.product(combinations, config.settings or ({},)):
+        overrides = {**dict(zip(names, values, strict=True)), **more}
+        tree = configs.overridden(config.base, overrides)
+        place = str(pathlib.Path(config.run_dir) / "members" / str(len(found)))
+        built = configs.build(UnlearnConfig, {**tree, "run_dir": place}, "base")
+        member = Member(len(found), overrides, built)
+        _refuse(member)
+        found.append(member)
+    return found
 
-    return of
+
+def _refuse(member: Member) -> None:
+    config, method = member.config, methods.from_config(member.config.method)
+    if config.evaluate is None:
+        raise UserError("base.evaluate: a sweep compares its settings by it; name the suite's sets")
+    if config.requests:
+        raise UserError("base.requests: a sweep forgets one set; run several requests one by one")
+    if method.objective is None or method.edit is not None:
+        raise UserError(
+            f"base.method: {method.name} edits the weights; a sweep trains its settings"
+        )
+    if method.prepare is not None:
+        raise UserError(
+            f"base.method: {method.name} with a mask measured on the data is not trained side by "
+            "side; run its settings one by one"
+        )
+    refuse_missing(config, method)
 
 
-def _read(lm: LanguageModel, members: Sequence[Member], run: RunDirectory) -> Group:
-    """Members that are alike and their data, all that could end in an error checked."""
-    first = members[0].config
-    assert first.evaluate is not None
-    read_suite(first.evaluate, run)
-    sets = read_roles(first, methods.from_config(first.method), lm, run)
-    refuse_early(lm, sets, first.train, first.optimizer, first.lora)
-    return Group(lm, sets, members)
+def _alike(members: Sequence[Member]) -> list[list[Member]]:
+    """Members whose configurations are equal but for numbers that one program might hold."""
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        tree = configs.as_tree(member.config)
+        del tree["run_dir"], tree["train"]["seed"]
+        for key in ("learning_rate", "weight_decay"):
+            del tree["optimizer"][key]
+        tree["method"] = {
+            key: "number" if _is_number(value) else value for key, value in tree["method"].items()
+        }
+        groups.setdefault(json.dumps(tree, sort_keys=True, default=str), []).append(member)
+    return list(groups.values())
 
 
-def _programs(group: Group, run: RunDirectory, events: Events) -> list[Group]:
-    """As few programs as members that are alike allow, their data scored."""
-    lm, first = group.lm, group.members[0].config
-    method = methods.from_config(first.method)
-    if any(method.reference.values()):
-        events.stage("scoring with the starting model")
-    with first_before_others():
-        seed = first.train.seed
-        sets = with_reference(lm, group.sets, method.needs, folder=run.cache, seed=seed)
-    values = [numbers(member.config) for member in group.members]
-    varying = [key for key in values[0] if len({each[key] for each in values}) > 1]
-    traced = traceable(lm, sets, first, varying, meshes.make_mesh(first.mesh)) if varying else []
-    apart = [key for key in varying if key not in traced]
-    found: dict[tuple[float, ...], list[Member]] = {}
-    for member, each in zip(group.members, values, strict=True):
-        found.setdefault(tuple(each[key] for key in apart), []).append(member)
-    if apart:
-        log.info("%d programs: one cannot hold several of %s", len(found), ", ".join(apart))
-    return [Group(lm, sets, members, tuple(traced)) for members in found.values()]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _train(
-    program: Group, at_once: int | None, run: RunDirectory, events: Events
-) -> dict[int, Outcome]:
-    """What training leaves of every member, by its index."""
-    members, config = program.members, program.members[0].config
-    each = [numbers(member.config) for member in members]
-    hyper = {key: np.asarray([one[key] for one in each], np.float32) for key in program.traced}
-    events.stage(f"training {len(members)} settings of {config.method['name']} side by side")
-    outcomes = train_population(
-        program.lm,
-        program.sets,
-        Population([member.config for member in members], hyper, at_once),
-        run=RunDirectory(run.path / "programs" / str(members[0].index)),
-        mesh=meshes.make_mesh(config.mesh),
-        listen=events.progress,
-    )
-    for member, outcome in zip(members, outcomes, strict=True):
-        if outcome.failed:
-            log.warning("%s: %s", member.name, FAILED)
-    return {member.index: one for member, one in zip(members, outcomes, strict=True)}
+    lm: LanguageModel,
+    members: Sequence[Member],
+    at_once: int | None,
+    run: RunDirectory,
+    events: Events,
+) -> tuple[dict[int, Any], int]:
+    """(leaves of every member by index, number of programs)."""
+    config = members[0].config
+    method, mesh = methods.from_config(config.method), meshes.make_mesh(config.mesh)
+    events.stage("reading data")
+    sets = read_roles(config, method, lm, run)
+    refuse_early(lm, sets, config.train, config.optimizer, config.lora)
+    if any(method.reference.values()):
+        events.stage("scoring with the starting model")
+    with first_before_others():
+        seed = config.train.seed
+        sets = with_reference(lm, sets, method.needs, folder=run.cache, seed=seed)
+    groups = _programs(lm, sets, members, method.needs.random)
+    leaves: dict[int, Any] = {}
+    for traced, group in groups:
+        names = {
+            key: np.asarray([_value(member.config, key) for member in group], np.float32)
+            for key in traced
+        }
+        events.stage(f"training {len(group)} settings of {method.name} side by side")
+        trained = train_population(
+            lm,
+            sets,
+            Population([member.config for member in group], names, at_once),
+            run=RunDirectory(run.path / "programs" / str(group[0].index)),
+            mesh=mesh,
+            listen=events.progress,
+        )
+        leaves |= {member.index: one for member, one in zip(group, trained, strict=True)}
+    return leaves, len(groups)
+
+
+def _programs(
+    lm: LanguageModel, sets: Mapping[str, TokenisedSet], members: Sequence[Member], random: Any
+) -> list[tuple[list[str], list[Member]]]:
+    """(keys that differ within the program, its members), for as few programs as possible."""
+    first = members[0].config
+    keys = [f"{part}.{key}" for part, key in _numbers(first)]
+    varying = [key for key in keys if len({_value(m.config, key) for m in members}) > 1]
+    mesh = meshes.make_mesh(first.mesh)
+    traced = [key for key in varying if can_trace(lm, sets, first, key, mesh)]
+    apart = [key for key in varying if key not in traced] + ([SEED] if random else [])
+    groups: dict[tuple[Any, ...], list[Member]] = {}
+    for member in members:
+        groups.setdefault(tuple(_value(member.config, key) for key in apart), []).append(member)
+    if len(groups) > 1:
+        log.info("%d programs: one cannot hold several values of %s", len(groups), ", ".join(apart))
+    return [(traced, group) for group in groups.values()]
+
+
+def _numbers(config: UnlearnConfig) -> list[tuple[str, str]]:
+    chosen = [("method", key) for key, value in config.method.items() if _is_number(value)]
+    return [("optimizer", "learning_rate"), ("optimizer", "weight_decay"), *chosen]
+
+
+def _value(config: UnlearnConfig, key: str) -> Any:
+    part, name = key.split(".")
+    return config.method[name] if part == "method" else getattr(getattr(config, part), name)
 
 
 def _judge(
-    lm: LanguageModel, member: Member, outcome: Outcome, run: RunDirectory, events: Events
+    lm: LanguageModel, member: Member, leaves: Any, run: RunDirectory, events: Events
 ) -> dict[str, Any]:
     """The member's results, read where a killed sweep has them already."""
-    if outcome.failed:
-        return {"metrics": {}, "refused_steps": outcome.refused, "failed": FAILED}
     place = RunDirectory(run.path / "members" / str(member.index))
     key = config_digest(member.config)
     try:
@@ -190,14 +244,9 @@ def _judge(
         pass
     assert member.config.evaluate is not None
     events.stage(f"evaluating {member.name}")
-    params = merge_lora(outcome.params)
-    suite = run_suite(member.config.evaluate, lm, params, member.config, run, events)
-    found = {
-        "method": member.config.method["name"],
-        **suite,
-        "refused_steps": outcome.refused,
-        "config_sha256": key,
-    }
+    params = merge_lora(leaves)
+    found = run_suite(member.config.evaluate, lm, params, member.config, run, events)
+    found = {"method": member.config.method["name"], **found, "config_sha256": key}
     on_first(lambda: write_results(place, found))
     return found
 
@@ -211,11 +260,12 @@ def _results(
 ) -> dict[str, Any]:
     metrics = [row["metrics"] for row in rows]
     kept = kept_by(metrics)
-    oracle = next((row["oracle"] for row in rows if "oracle" in row), None)
-    best = best_of(metrics, kept, oracle)
+    best = best_of(metrics, kept, rows[0].get("oracle"))
     if best is None:
-        raise UserError(f"no setting has a finite forget_prob and {kept}: there is no best one")
-    told = ("metrics", "refused_steps", "failed")
+        raise UserError(
+            f"no setting has a forget probability and a {kept.replace('_', ' ')}: let "
+            "`base.evaluate` name a forget and a retain set"
+        )
     return {
         "method": members[best].config.method["name"],
         "model": members[best].config.model,
@@ -223,59 +273,40 @@ def _results(
         "best": best,
         "frontier": frontier_of(metrics, kept),
         "members": [
-            {
-                "name": member.name,
-                "overrides": dict(member.overrides),
-                **{key: row[key] for key in told if key in row},
-            }
-            for member, row in zip(members, rows, strict=True)
+            {"overrides": dict(member.overrides), "metrics": row}
+            for member, row in zip(members, metrics, strict=True)
         ],
-        **({} if oracle is None else {"oracle": oracle}),
+        **({"oracle": rows[0]["oracle"]} if "oracle" in rows[0] else {}),
         "programs": programs,
         "seconds": seconds,
-        "throughput": {"peak_bytes": peak_bytes()},
+        "peak_bytes": peak_bytes(),
         **environment(),
         "config_sha256": config_digest(config),
     }
 
 
 def table_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """A row for every setting of a finished sweep: `*` best, `+` on the frontier, `!` failed."""
+    """A row for every setting of a finished sweep, for the terminal: `*` best, `+` frontier."""
     results = json.loads(run.results.read_text())
-    members, rows = results["members"], []
-    short = short_names(key for member in members for key in member["overrides"])
-    for index, member in enumerate(members):
-        mark = "+" if index in results["frontier"] else "!" if "failed" in member else ""
-        settings = {short[key]: value for key, value in member["overrides"].items()}
+    rows = []
+    for index, member in enumerate(results["members"]):
+        mark = "*" if index == results["best"] else "+" if index in results["frontier"] else ""
+        settings = {key.split(".")[-1]: value for key, value in member["overrides"].items()}
         kept = ("forget_prob", "retain_prob", "model_utility")
-        rows.append(
-            {
-                "": "*" if index == results["best"] else mark,
-                **settings,
-                **{key: member["metrics"].get(key) for key in kept},
-            }
-        )
+        rows.append({"": mark, **settings, **{key: member["metrics"].get(key) for key in kept}})
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]
 
 
-def _finish(run: RunDirectory, results: Mapping[str, Any]) -> None:
-    run.report.unlink(missing_ok=True)  # an older one must not outlive its results
+def _finish(run: RunDirectory, results: Mapping[str, Any], members: Sequence[Member]) -> None:
+    from jaxforget.report import load_run, write_report
+
     write_results(run, results)
-    write_page(run)
-
-
-def write_page(run: RunDirectory) -> None:
-    """report.html of a finished sweep: every setting, the frontier and the best one marked."""
-    from jaxforget.report import RunSummary, load_run, write_report
-
-    results = json.loads(run.results.read_text())
+    frontier = set(results["frontier"])
     shown = []
-    for index, member in enumerate(results["members"]):
-        mark = "best: " if index == results["best"] else ""
-        mark += "" if index in results["frontier"] else "(beaten) "
-        if "failed" in member:
-            shown.append(RunSummary(f"(failed) {member['name']}", {}))
-            continue
-        shown.append(load_run(run.path / "members" / str(index), f"{mark}{member['name']}"))
-    write_report(shown, run.report, title=f"jaxforget sweep: {len(shown)} settings")
+    for member in members:
+        mark = "best: " if member.index == results["best"] else ""
+        mark += "" if member.index in frontier else "(beaten) "
+        folder = run.path / "members" / str(member.index)
+        shown.append(load_run(folder, f"{mark}{member.name}"))
+    write_report(shown, run.report, title=f"jaxforget sweep: {len(members)} settings")

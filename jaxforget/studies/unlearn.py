@@ -1,6 +1,7 @@
 """`jaxforget unlearn` and `finetune`: load, cache references, train, export, evaluate, report."""
 
 import dataclasses
+import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.methods import Method
-from jaxforget.models.language_model import LanguageModel
+from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.objectives import nll_objective
 from jaxforget.studies.common import (
     SILENT,
@@ -26,7 +27,6 @@ from jaxforget.studies.common import (
     Stopwatch,
     config_digest,
     environment,
-    finished,
     load_model,
     load_set,
     opened,
@@ -65,9 +65,9 @@ def unlearn(
     config = configs.resolve(UnlearnConfig, config)
     method = methods.from_config(config.method)
     with opened(config) as run:
-        done = finished(run, config, write_page)
-        if done is not None:
-            return done
+        finished = _finished(run, config)
+        if finished is not None:
+            return finished
         refuse_missing(config, method)
         if config.evaluate is not None:
             read_suite(config.evaluate, run)
@@ -89,9 +89,9 @@ def finetune(
     method = methods.from_parts(FINETUNE, spec, weighted_sum({"nll": 1.0}))
     (role,) = method.roles
     with opened(config) as run:
-        done = finished(run, config, write_page)
-        if done is not None:
-            return done
+        finished = _finished(run, config)
+        if finished is not None:
+            return finished
         if config.evaluate is not None:
             read_suite(config.evaluate, run)
         if config.record_updates is not None and config.lora is not None:
@@ -183,3 +183,25 @@ def _results(
         **environment(),
         "config_sha256": config_digest(config),
     }
+
+
+def _finished(run: RunDirectory, config: Any) -> Result | None:
+    """The result of a run that already ended with this very configuration."""
+    if not run.results.exists() or not run.model.exists():
+        return None
+    try:
+        results = json.loads(run.results.read_text())
+        digest, metrics = results["config_sha256"], dict(results["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("%s is damaged; making it again", run.results)
+        return None
+    if digest != config_digest(config):
+        return None
+    try:
+        params = load(str(run.model)).params
+    except UserError as error:
+        log.warning("%s; making the export again", error)
+        return None
+    log.info("%s is already finished", run.path)
+    on_first(lambda: run.report.exists() or write_page(run))
+    return Result(params, metrics, run)
