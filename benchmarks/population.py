@@ -36,18 +36,18 @@ from jaxforget.studies.training import train_model  # noqa: E402
 RATES, BETAS = (3e-4, 1e-3, 3e-3, 1e-2), (0.05, 0.1, 0.3, 1.0)
 
 
-def configs_of(steps: int, batch: int, root: pathlib.Path) -> list[UnlearnConfig]:
-    """The sixteen settings, each with its place under `root`."""
+def configs_of(steps: int, batch: int) -> list[UnlearnConfig]:
+    """The sixteen settings."""
     base = {
         "model": "-",
         "forget": "-",
+        "run_dir": "-",
         "method": {"name": "npo"},
         "lora": {"rank": 8, "alpha": 16},
         "train": {"steps": steps, "batch_size": batch, "log_every": 4},
     }
     each = [{"optimizer.learning_rate": r, "method.beta": b} for r in RATES for b in BETAS]
-    trees = [overridden({**base, "run_dir": str(root / f"{i}")}, one) for i, one in enumerate(each)]
-    return [build(UnlearnConfig, tree) for tree in trees]
+    return [build(UnlearnConfig, overridden(base, one)) for one in each]
 
 
 def main() -> None:
@@ -67,11 +67,11 @@ def measure(steps: int, batch: int, at_once: int | None = None) -> dict[str, Any
     """Ratios of one program to single runs, and the largest difference of their parameters."""
     tokenizer = train_tokenizer(language())
     lm = from_scratch(model_config(tokenizer), tokenizer, 0, Compute(remat="dots"))
+    settings = configs_of(steps, batch)
+    method = from_config(settings[0].method)
+    sets = {role: each for role, each in _sets(lm).items() if role in method.roles}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        settings = configs_of(steps, batch, root / "members")
-        method = from_config(settings[0].method)
-        sets = {role: each for role, each in _sets(lm).items() if role in method.roles}
         sets = with_reference(lm, sets, method.needs, folder=root / "cache")
         begin = time.perf_counter()
         together = _together(lm, sets, settings, root, at_once)
@@ -83,8 +83,6 @@ def measure(steps: int, batch: int, at_once: int | None = None) -> dict[str, Any
         single_steps = [_step_ms(root / f"alone{i}") for i in range(len(settings))]
     return {
         "settings": len(settings),
-        "one_program_s": round(one_program, 1),
-        "single_runs_s": round(singles, 1),
         "wall_over_single_runs": round(one_program / singles, 3),
         "step_over_single_steps": round(step / sum(single_steps), 3),
         "largest_difference": max(_gap(a, b) for a, b in zip(together, apart, strict=True)),
@@ -103,8 +101,7 @@ def _together(
     arrays = {key: np.asarray(values, np.float32) for key, values in hyper.items()}
     run = open_run(root / "together", resume="never")
     population = Population(settings, arrays, at_once)
-    found = train_population(lm, sets, population, run=run, mesh=make_mesh(MeshConfig()))
-    return [each.params for each in found]
+    return train_population(lm, sets, population, run=run, mesh=make_mesh(MeshConfig()))
 
 
 def _alone(lm: Any, sets: Any, config: UnlearnConfig, root: pathlib.Path, index: int) -> Any:
