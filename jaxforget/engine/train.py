@@ -74,20 +74,47 @@ class Progress:
     metrics: Mapping[str, float]
 
 
-def compile_step(step: Step, mesh: Mesh, placed: Any) -> Callable[..., Any]:
-    """`jax.jit` of a step: state donated, its sharding kept, metrics replicated.
+class CompiledStep:
+    """A step as one program, made at its first call for the shapes that it is given then.
+
+    Attributes:
+      peak_bytes: of one device while the program runs: state, frozen leaves, inputs, results and
+        temporaries; None before the first call, or where the backend does not say.
+    """
+
+    def __init__(self, jitted: Any) -> None:
+        self._jitted, self._program = jitted, None
+        self.peak_bytes: int | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._program is None:
+            self._program = self._jitted.lower(*arguments).compile()
+            self.peak_bytes = _bytes_of(self._program.memory_analysis())
+        return self._program(*arguments)
+
+
+def _bytes_of(memory: Any) -> int | None:
+    if memory is None:
+        return None
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return int(held - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
+
+
+def compile_step(step: Step, mesh: Mesh, placed: Any) -> CompiledStep:
+    """A step as one program: state donated, its sharding kept, metrics replicated.
 
     Args:
       step: pure function.
       mesh: of the run.
       placed: shardings of the state.
     """
-    return jax.jit(
+    jitted = jax.jit(
         step,
         donate_argnums=0,
         out_shardings=(placed, replicated(mesh)),
         compiler_options=compiler_options(),
     )
+    return CompiledStep(jitted)
 
 
 def train(

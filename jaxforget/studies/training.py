@@ -46,6 +46,8 @@ class Trained:
         first (which compiles); None where no step was taken.
       seconds: from the caller's clock, of all processes that led to these parameters: what a
         killed one did after its last checkpoint is done again and counts once.
+      step_bytes: most memory of one device during a step, see `CompiledStep`; None where no step
+        was taken.
     """
 
     params: Params
@@ -53,6 +55,7 @@ class Trained:
     tokens_per_second: float | None
     step_ms: float | None
     seconds: float
+    step_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,8 @@ def train_model(
             inputs.close()
             stream.close()
     seconds = before if start == first + steps else round(before + clock(), 3)
-    return Trained(merge(frozen, state.params), first + steps, *watch.medians(), seconds)
+    trained = merge(frozen, state.params)
+    return Trained(trained, first + steps, *watch.medians(), seconds, compiled.peak_bytes)
 
 
 def _prepared(state: State, placed: Any, method: Method, found: Material) -> State:

@@ -177,6 +177,7 @@ def _results(
             "tokens_per_second": trained.tokens_per_second if trained else None,
             "step_ms": trained.step_ms if trained else None,
             "steps": trained.steps if trained else 0,
+            "step_bytes": trained.step_bytes if trained else None,
             "peak_bytes": peak_bytes(),
         },
         "seconds": trained.seconds if trained else seconds,

@@ -2,11 +2,14 @@
 
 import logging
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.train import Cadence, Inputs, train
+from jaxforget.engine.mesh import MeshConfig, make_mesh
+from jaxforget.engine.train import Cadence, Inputs, compile_step, train
 
 
 def run(metrics, steps=6, **cadence):
@@ -44,3 +47,11 @@ def test_no_alert_no_warning(caplog):
 def test_too_many_refused_steps_stop_the_run():
     with pytest.raises(UserError, match="stopped at step 4: the last 4 steps"):
         run(lambda step: {"skipped_in_a_row": np.int32(step)}, log_every=1, max_skipped=4)
+
+
+def test_a_compiled_step_tells_the_memory_it_needs():
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    step = compile_step(lambda state, x: (state + x @ x.sum(0), {"x": x[0, 0]}), mesh, None)
+    assert step.peak_bytes is None
+    step(jnp.zeros(64), jnp.ones((64, 64)))
+    assert step.peak_bytes >= 4 * (64 * 64 + 64)
