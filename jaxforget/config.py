@@ -72,6 +72,8 @@ class TrainConfig:
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       seed: of data order and adapters.
       trainable: regular expression over parameter paths; None: all (with `lora`: its factors).
+      realised_changes: log what each step does to the terms of its own batch, as
+        `realised_change_<term>`; costs two forward passes a step.
       log_every, save_every: steps between logged rows and between checkpoints (0: last only).
       keep: checkpoints kept.
       max_skipped: steps in a row with a loss or gradient that is not finite before stopping.
@@ -89,6 +91,7 @@ class TrainConfig:
     remat: Literal["none", "dots", "full"] = "dots"
     seed: Annotated[int, Ge(0)] = 0
     trainable: str | None = None
+    realised_changes: bool = False
     log_every: Annotated[int, Ge(1)] = 10
     save_every: Annotated[int, Ge(0)] = 0
     keep: Annotated[int, Ge(1)] = 2

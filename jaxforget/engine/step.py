@@ -105,25 +105,50 @@ def accumulated_gradients(
     Because every term is a share of the whole step's mean, the sum equals the undivided step
     up to rounding, whatever the lengths of the examples in each micro-batch.
     """
+    return _accumulated(
+        lambda some, refs: term_gradients(objective, combiner, score, params, some, refs),
+        batches,
+        reference,
+        parts,
+    )
+
+
+def accumulated_terms(
+    objective: Objective,
+    score: ScoreFn,
+    params: Params,
+    batches: Batches,
+    reference: Reference,
+    parts: int,
+) -> Terms:
+    """The terms of a whole step without their gradients, over `parts` micro-batches."""
+    return _accumulated(
+        lambda some, refs: objective(score, params, some, refs)[0], batches, reference, parts
+    )
+
+
+def _accumulated[T](
+    one: Callable[[Batches, Reference], T], batches: Batches, reference: Reference, parts: int
+) -> T:
+    """The sum of `one` over micro-batches that carry the whole step's counts."""
     batches = with_totals(batches)
     if parts == 1:
-        return term_gradients(objective, combiner, score, params, batches, reference)
+        return one(batches, reference)
     rows = {role: replace(batch, totals=None) for role, batch in batches.items()}
     heads = {role: ref.head for role, ref in reference.items()}
     columns = {role: replace(ref, head=None) for role, ref in reference.items()}
 
-    def one(micro: tuple[Batches, Reference]) -> tuple[Gradients, Terms, Metrics]:
+    def share(micro: tuple[Batches, Reference]) -> T:
         some = {role: replace(b, totals=batches[role].totals) for role, b in micro[0].items()}
-        refs = {role: replace(ref, head=heads[role]) for role, ref in micro[1].items()}
-        return term_gradients(objective, combiner, score, params, some, refs)
+        return one(some, {role: replace(ref, head=heads[role]) for role, ref in micro[1].items()})
 
     micros = split_rows((rows, columns), parts)
     first = jax.tree.map(lambda leaf: leaf[0], micros)
-    shapes = jax.eval_shape(one, first)
+    shapes = jax.eval_shape(share, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def body(total: Any, micro: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(micro)), None
+    def body(total: T, micro: Any) -> tuple[T, None]:
+        return jax.tree.map(jnp.add, total, share(micro)), None
 
     return jax.lax.scan(body, zeros, micros)[0]
 

@@ -87,6 +87,7 @@ class CompiledStep:
         self.peak_bytes: int | None = None
 
     def __call__(self, *arguments: Any) -> Any:
+        """What the step returns."""
         if self._program is None:
             self._program = self._jitted.lower(*arguments).compile()
             self.peak_bytes = _bytes_of(self._program.memory_analysis())

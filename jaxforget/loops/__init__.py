@@ -5,6 +5,7 @@ from jaxforget.loops.periodic import periodic
 from jaxforget.loops.phi import OfmuSettings
 from jaxforget.loops.plain import PLAIN, plain
 from jaxforget.loops.primal_dual import PrimalDualSettings, primal_dual
+from jaxforget.loops.realised import with_realised_changes
 
 __all__ = [
     "PLAIN",
@@ -14,4 +15,5 @@ __all__ = [
     "periodic",
     "plain",
     "primal_dual",
+    "with_realised_changes",
 ]

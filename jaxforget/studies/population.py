@@ -34,7 +34,7 @@ from jaxforget.engine.types import State
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies.inputs import joined, reference_heads
-from jaxforget.studies.training import divide, plan_batches
+from jaxforget.studies.training import divide, loop_of, plan_batches
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _step(
 ) -> Any:
     """One member's step; `rest` holds the frozen leaves and the heads compared with."""
     method = member_method(config, hyper)
-    step = method.loop.make(
+    step = loop_of(method, config.train).make(
         lm.score,
         method.objective,
         method.combiner,

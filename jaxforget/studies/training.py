@@ -24,7 +24,8 @@ from jaxforget.engine.run_dir import MetricsStream, RunDirectory
 from jaxforget.engine.state import init_state
 from jaxforget.engine.train import Cadence, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
-from jaxforget.engine.types import State
+from jaxforget.engine.types import Loop, State
+from jaxforget.loops import with_realised_changes
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora
@@ -159,6 +160,11 @@ def plan_batches(
     return batches.plan(steps), steps
 
 
+def loop_of(method: Method, settings: TrainConfig) -> Loop:
+    """The method's loop, with what the configuration asks to be logged besides."""
+    return with_realised_changes(method.loop) if settings.realised_changes else method.loop
+
+
 def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
     """Steps that training on these sets takes."""
     chosen = {role: sets[role] for role in method.needs.roles}
@@ -217,7 +223,7 @@ def train_model(
     # copied: the state is donated, the caller's arrays must survive
     copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
     state = jax.jit(begin, out_shardings=placed)(copies)
-    step = method.loop.make(
+    step = loop_of(method, settings).make(
         lm.score, method.objective, method.combiner, transform, accumulate=settings.accumulate
     )
     compiled = compile_step(step, mesh, placed)
