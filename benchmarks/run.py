@@ -15,15 +15,20 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SUITES = ("step", "population")
+SUITES = ("step", "edits", "population")
 
 
 def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--suite", nargs="*", choices=SUITES, default=list(SUITES))
-    parser.add_argument("--models", nargs="*", choices=("tiny", "small"), default=["tiny"])
+    parser.add_argument(
+        "--models", nargs="*", default=["tiny"], help="tiny, small, or a path: .gguf, folder, id"
+    )
     parser.add_argument("--dtypes", nargs="*", default=["float32"])
+    parser.add_argument("--batch", type=int, default=32, help="examples of each role in a step")
+    parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
     parser.add_argument("--lanes", nargs="*", help="of the suite step; all unless given")
     parser.add_argument("--steps", type=int, default=17, help="of each lane and round")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved repetitions")
@@ -31,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     from rich.console import Console
 
-    from benchmarks import population, step
+    from benchmarks import edits, population, step
     from jaxforget.cli import quiet_logs
     from jaxforget.engine.files import write_json
     from jaxforget.engine.runtime import use_compile_cache
@@ -47,6 +52,10 @@ def main() -> None:
         same = {key for key in found[0] if len({row[key] for row in found}) == 1}
         print(", ".join(f"{key} {found[0][key]}" for key in found[0] if key in same))
         Console().print(plain_table([_without(row, same) for row in found]))
+    if "edits" in options.suite:
+        print("edits ...", file=sys.stderr, flush=True)
+        written["edits"] = edits.rows(options.rounds)
+        Console().print(plain_table(written["edits"]))
     if "population" in options.suite:
         print("population: sixteen settings in one program ...", file=sys.stderr, flush=True)
         written["population"] = population.measure(13, 16)
@@ -56,12 +65,22 @@ def main() -> None:
 
 
 def _steps(options: argparse.Namespace, step: Any) -> list[dict[str, Any]]:
+    from jaxforget.config import LoraConfig, TrainConfig
+
     found: list[dict[str, Any]] = []
     for model in options.models:
         for dtype in options.dtypes:
             print(f"step: {model}, {dtype} ...", file=sys.stderr, flush=True)
             lanes = options.lanes or tuple(step.LANES)
-            found += step.rows(model, dtype, options.steps, options.rounds, lanes)
+            settings = TrainConfig(
+                steps=options.steps,
+                batch_size=options.batch,
+                compute=dtype,
+                remat=options.remat,
+                log_every=4,
+            )
+            lora = LoraConfig(rank=options.lora) if options.lora else None
+            found += step.rows(model, settings, options.rounds, lanes, lora)
     return found
 
 

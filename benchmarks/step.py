@@ -18,7 +18,7 @@ import jax
 
 from benchmarks.peak import matmul_flops
 from jaxforget import methods
-from jaxforget.config import TrainConfig
+from jaxforget.config import LoraConfig, TrainConfig
 from jaxforget.data.alternates import refusals
 from jaxforget.data.fictitious import generate, language, model_config, train_tokenizer
 from jaxforget.data.records import Record
@@ -30,7 +30,7 @@ from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.run_dir import open_run
 from jaxforget.models import Compute
 from jaxforget.models.config import DecoderConfig, param_shapes
-from jaxforget.models.language_model import LanguageModel, from_scratch
+from jaxforget.models.language_model import LanguageModel, from_scratch, load
 from jaxforget.studies.reference import with_reference
 from jaxforget.studies.training import train_model
 
@@ -78,20 +78,39 @@ BASE = "graddiff"
 
 
 def rows(
-    model: str, dtype: str, steps: int, rounds: int, lanes: Sequence[str] = tuple(LANES)
+    model: str,
+    settings: TrainConfig,
+    rounds: int,
+    lanes: Sequence[str] = tuple(LANES),
+    lora: LoraConfig | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a lane: medians over `rounds` interleaved rounds of `steps` steps."""
-    tokenizer = train_tokenizer(language())
-    config = {**model_config(tokenizer), **MODELS[model]}
-    lm = from_scratch(config, tokenizer, 0, Compute(dtype=dtype, remat="dots"))
+    """One row a lane: medians over `rounds` interleaved rounds.
+
+    Args:
+      model: of `MODELS`, or what `jaxforget.load` takes.
+      settings: steps of each round, examples of each role, dtype, what is recomputed.
+      rounds: interleaved repetitions.
+      lanes: of `LANES`.
+      lora: adapters to train instead of the weights.
+    """
+    dtype = settings.compute
+    lm = model_of(model, Compute(dtype=dtype, remat=settings.remat))
     sets = _sets(lm)
     chosen = list(dict.fromkeys([BASE, *lanes]))
     found: dict[str, list[dict[str, float]]] = {lane: [] for lane in chosen}
     for _ in range(rounds):
         for lane in chosen:
             peak = matmul_flops(dtype)
-            found[lane].append({"peak": peak, **_once(lm, sets, lane, dtype, steps)})
+            found[lane].append({"peak": peak, **_once(lm, sets, lane, settings, lora)})
     return [_row(lane, model, dtype, lm.config, sets, found) for lane in chosen]
+
+
+def model_of(model: str, compute: Compute) -> LanguageModel:
+    """A model of `MODELS` with random weights, or one from a file."""
+    if model not in MODELS:
+        return load(model, compute=compute)
+    tokenizer = train_tokenizer(language())
+    return from_scratch({**model_config(tokenizer), **MODELS[model]}, tokenizer, 0, compute)
 
 
 def _sets(lm: LanguageModel) -> dict[str, TokenisedSet]:
@@ -110,7 +129,11 @@ def _sets(lm: LanguageModel) -> dict[str, TokenisedSet]:
 
 
 def _once(
-    lm: LanguageModel, sets: dict[str, TokenisedSet], lane: str, dtype: str, steps: int
+    lm: LanguageModel,
+    sets: dict[str, TokenisedSet],
+    lane: str,
+    settings: TrainConfig,
+    lora: LoraConfig | None,
 ) -> dict[str, float]:
     method = methods.from_config(LANES[lane])
     with tempfile.TemporaryDirectory() as folder:
@@ -121,14 +144,18 @@ def _once(
             with_reference(lm, needed, method.needs, folder=run.cache),
             method,
             run=run,
-            settings=TrainConfig(steps=steps, batch_size=32, compute=dtype, log_every=4),
+            settings=settings,
             optimizer=OptimizerConfig(learning_rate=1e-5),
-            lora=None,
+            lora=lora,
             mesh=make_mesh(MeshConfig()),
             clock=time.perf_counter,
         )
     assert trained.tokens_per_second is not None and trained.step_ms is not None
-    return {"tokens_per_second": trained.tokens_per_second, "step_ms": trained.step_ms}
+    return {
+        "tokens_per_second": trained.tokens_per_second,
+        "step_ms": trained.step_ms,
+        "step_bytes": float(trained.step_bytes or 0),
+    }
 
 
 def useful_flops_per_token(cfg: DecoderConfig, labelled: float, length: float) -> float:
@@ -174,6 +201,7 @@ def _row(
         "tokens_per_second": round(middle["tokens_per_second"]),
         f"step_over_{BASE}": round(statistics.median(costs), 2),
         "spread": round(max(costs) - min(costs), 2),
+        "step_mib": round(middle["step_bytes"] / 2**20),
         "matmul_peak_gflops": round(middle["peak"] / 1e9, 1),
         "useful_over_peak": round(statistics.median(ratios), 3),
         "device": jax.devices()[0].device_kind,

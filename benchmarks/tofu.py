@@ -3,27 +3,33 @@
     python benchmarks/tofu.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data DIR --out runs/tofu
 
 DIR holds TOFU's files (forget01.json, retain99.json, *_perturbed.json). The model is taught the
-authors to forget and some of the others; an oracle is taught the others alone; then every method
-of configs/tofu unlearns. A killed call continues where it stopped. Leaves summary.json and
-report.html in the output folder.
+authors to forget and some of the others; an oracle is taught the others alone; then the methods
+that are named unlearn with their files of configs/tofu. A killed call continues where it stopped.
+Leaves summary.json, summary.md and report.html in the output folder.
+
+`step` is the median time of a step over GradDiff's (edits take none), `step MiB` what the compiled
+step holds at once.
 """
 
 import argparse
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
 
 from jaxforget import config as configs
 from jaxforget import methods
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.engine.files import write_json
-from jaxforget.report import load_run, terminal_table, write_report
+from jaxforget.report import RunSummary, load_run, terminal_table, write_report
 from jaxforget.report.console import live
 from jaxforget.studies import finetune, unlearn
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "tofu"
 SUITE = ("forget", "retain", "real_authors", "world_facts")
 FILES = {"forget": "forget01_perturbed", "retain": "retain_perturbed"}
+JUDGED = ("forget_prob", "retain_prob", "forget_rouge", "forget_quality", "model_utility")
+UNRECORDED = "amnesiac"  # needs the updates of a finetune that trained the weights
 
 
 def local(data: pathlib.Path, out: pathlib.Path, *, oracle: bool) -> list[str]:
@@ -35,6 +41,26 @@ def local(data: pathlib.Path, out: pathlib.Path, *, oracle: bool) -> list[str]:
     return [*given, f"evaluate.oracle={out / 'oracle' if oracle else 'null'}"]
 
 
+def read_by(name: str) -> list[str]:
+    """The sets of the benchmark that a method's configuration names."""
+    roles = methods.get(name).roles
+    return [role for role in ("forget", "retain", "general") if role in ("forget", *roles)]
+
+
+def markdown(runs: Sequence[RunSummary]) -> str:
+    """The table for documentation: what is judged, and what a step costs."""
+    head = ["", *(key.replace("_", " ") for key in JUDGED), "step", "step MiB"]
+    lines = [head, ["---"] * len(head)]
+    base = {run.name: run.environment["throughput"] for run in runs}.get("graddiff", {})
+    for run in runs:
+        cost, unit = run.environment["throughput"], base.get("step_ms")
+        ratio = f"{cost['step_ms'] / unit:.2f}" if unit and cost.get("step_ms") else ""
+        memory = f"{cost['step_bytes'] / 2**20:.0f}" if cost.get("step_bytes") else ""
+        cells = ["" if run.metrics[key] is None else f"{run.metrics[key]:.2g}" for key in JUDGED]
+        lines.append([run.name, *cells, ratio, memory])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     """Parse, run everything, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -42,7 +68,11 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=pathlib.Path, help="TOFU's files")
     parser.add_argument("--out", default="runs/tofu", type=pathlib.Path)
     parser.add_argument("--retain", default=300, type=int, help="rows of the retain set")
-    parser.add_argument("--methods", nargs="*", default=["graddiff", "npo"])
+    parser.add_argument(
+        "--methods", nargs="*", default=["graddiff", "npo"], help="names, or all of them: all"
+    )
+    parser.add_argument("--teach", nargs="*", default=[], help="overrides of the two taught models")
+    parser.add_argument("--forget", nargs="*", default=[], help="overrides of the methods' runs")
     parser.add_argument("overrides", nargs="*", help="for every run, e.g. evaluate.limit=20")
     options = parser.parse_args()
     from rich.console import Console
@@ -53,6 +83,9 @@ def main() -> None:
     for handler in logging.getLogger().handlers:  # those that an import has put there before
         handler.setLevel(logging.WARNING)
     console, out, data = Console(), options.out, options.data
+    known = [name for name in methods.names() if name != UNRECORDED]
+    chosen = known if options.methods == ["all"] else options.methods
+    general = {"path": str(data / "world_facts.json")}
     forget = {"path": str(data / "forget01.json")}
     retain = {"path": str(data / "retain99.json"), "rows": f"0:{options.retain}"}
     with live(console) as events:
@@ -63,21 +96,24 @@ def main() -> None:
                 f"run_dir={out / name}",
                 *local(data, out, oracle=name != "oracle"),
                 *options.overrides,
+                *options.teach,
             ]
             finetune(configs.load(FinetuneConfig, CONFIGS / "finetune.yaml", overrides), events)
-        for name in options.methods:
+        for name in chosen:
+            sources = {"forget": forget, "retain": retain, "general": general}
             overrides = [
                 f"model={out / 'finetuned'}",
-                f"forget={json.dumps(forget)}",
                 f"run_dir={out / name}",
-                *([f"retain={json.dumps(retain)}"] if "retain" in methods.get(name).roles else []),
+                *(f"{role}={json.dumps(sources[role])}" for role in read_by(name)),
                 *local(data, out, oracle=True),
                 *options.overrides,
+                *options.forget,
             ]
             unlearn(configs.load(UnlearnConfig, CONFIGS / f"{name}.yaml", overrides), events)
-    runs = [load_run(out / name, name) for name in ("finetuned", "oracle", *options.methods)]
+    runs = [load_run(out / name, name) for name in ("finetuned", "oracle", *chosen)]
     rows = [run.row() for run in runs]
     write_json(out / "summary.json", {"model": options.model, "rows": rows})
+    (out / "summary.md").write_text(markdown(runs) + "\n")
     write_report(
         runs, out / "report.html", title=f"TOFU forget01, {pathlib.Path(options.model).name}"
     )
