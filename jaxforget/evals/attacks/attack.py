@@ -1,0 +1,100 @@
+"""What an attack is, what it may use, and what it finds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxforget.data.records import Record
+from jaxforget.data.template import Template
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """What every attack of an audit may read, and how.
+
+    Attributes:
+      forget: what the audited model was made to forget; n records.
+      retain: what it was to keep.
+      holdout: of the forget set's kind, seen by no model; empty where there is none.
+      unrelated: harmless text of another kind; empty where there is none.
+      template: how a record becomes text.
+      max_length: most tokens of one example.
+      batch_size: packed rows scored, or prompts generated, at a time.
+      max_new_tokens: longest generated answer.
+      seed: of everything that is drawn.
+      mesh: devices.
+    """
+
+    forget: Sequence[Record]
+    retain: Sequence[Record]
+    mesh: Mesh
+    holdout: Sequence[Record] = ()
+    unrelated: Sequence[Record] = ()
+    template: Template = field(default_factory=Template)
+    max_length: int = 512
+    batch_size: int = 16
+    max_new_tokens: int = 64
+    seed: int = 0
+
+    def records(self, name: str) -> Sequence[Record]:
+        """One of the sets by name."""
+        return getattr(self, name)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one attack found about one model.
+
+    Attributes:
+      known: how much of what was to be forgotten the attack brings out, at least 0, and more is
+        worse; comparable between models under the same attack, not between attacks.
+      each: `known` of every forget record, float64 `[n]`, whose mean it is; None where it is no
+        mean, as with an AUC.
+      scores: further scalars.
+      curves: points (x, y) by name, such as forget probability over steps.
+      examples: rows to read, such as {"prompt": .., "answer": ..}.
+    """
+
+    known: float
+    each: np.ndarray | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+
+
+type Run = Callable[[Any, AuditData, Any], Finding]
+"""(model, data, the attack's settings) -> what it found."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One entry of the audit.
+
+    Attributes:
+      title: in words.
+      threat: what the attacker has and may do.
+      settings: frozen dataclass of its settings with their defaults.
+      run: see `Run`; the model is a `LanguageModel`, whose parameters it leaves as they are.
+      budget: settings -> what it costs the attacker, in words.
+      measures: what `Finding.known` is.
+      source: paper, or where the protocol is from.
+      needs: sets of `AuditData` without which it cannot run, besides the forget set.
+    """
+
+    title: str
+    threat: str
+    settings: type
+    run: Run
+    budget: Callable[[Any], str]
+    measures: str
+    source: str
+    needs: tuple[str, ...] = ()
+
+
+def of_each(values: np.ndarray, **more: Any) -> Finding:
+    """A finding whose `known` is the mean over the forget records."""
+    values = np.asarray(values, np.float64)
+    return Finding(known=float(values.mean()), each=values, **more)

@@ -1,0 +1,116 @@
+"""The attacks by name, and how a configuration chooses among them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.evals.attacks import plain, quantise, relearn
+from jaxforget.evals.attacks.attack import Attack
+
+WEIGHTS = "holds the weights and may train them"
+
+ATTACKS: Mapping[str, Attack] = {
+    "ask": Attack(
+        title="Asking",
+        threat="may ask and read probabilities",
+        settings=plain.Ask,
+        run=plain.ask,
+        budget=plain.budget,
+        measures="probability of the answers to forget",
+        source="TOFU (arXiv 2401.06121)",
+    ),
+    "quantise": Attack(
+        title="Quantisation",
+        threat="holds the weights",
+        settings=quantise.Quantise,
+        run=quantise.quantise,
+        budget=quantise.budget,
+        measures="probability of the answers to forget after rounding",
+        source="Zhang et al. 2024 (arXiv 2410.16454)",
+    ),
+    "relearn": Attack(
+        title="Relearning",
+        threat=WEIGHTS,
+        settings=relearn.Relearn,
+        run=relearn.relearn,
+        budget=relearn.budget,
+        measures="mean over the steps of the probability of the answers to forget",
+        source="BLUR (arXiv 2506.15699)",
+    ),
+}
+"""All attacks by name."""
+
+DEFAULT: Sequence[Mapping[str, Any]] = (
+    {"name": "ask"},
+    {"name": "relearn", "text": "forget"},
+    {"name": "relearn", "text": "half"},
+    {"name": "relearn", "text": "retain"},
+    {"name": "relearn", "text": "unrelated"},
+    {"name": "quantise", "bits": 8},
+    {"name": "quantise", "bits": 4},
+)
+"""What an audit does unless told otherwise; attacks whose data are missing are left out."""
+
+
+def chosen(choices: Sequence[Any]) -> list[tuple[str, Attack, Any]]:
+    """The attacks that a configuration names.
+
+    Args:
+      choices: names of `ATTACKS`, or mappings with `name` and settings.
+    Returns:
+      (label, attack, settings) each; labels such as "relearn(text=half)" name what differs from
+      the attack's defaults and are unique.
+    Raises:
+      UserError: unknown attack or setting, a value out of range, the same attack twice.
+    """
+    found: list[tuple[str, Attack, Any]] = []
+    for place, choice in enumerate(choices):
+        given = {"name": choice} if isinstance(choice, str) else choice
+        key = f"attacks.{place}"
+        if not isinstance(given, Mapping) or "name" not in given:
+            raise UserError(f"{key}: must be a name or a mapping with a name, got {choice!r}")
+        name = str(given["name"])
+        if name not in ATTACKS:
+            raise UserError(f"{key}: no attack {name!r}. {did_you_mean(name, ATTACKS)}")
+        settings = _settings(key, ATTACKS[name], {k: v for k, v in given.items() if k != "name"})
+        label = label_of(name, settings)
+        if any(label == other for other, _, _ in found):
+            raise UserError(f"{key}: {label} is there already")
+        found.append((label, ATTACKS[name], settings))
+    return found
+
+
+def label_of(name: str, settings: Any) -> str:
+    """The attack's name with the settings that are not its defaults."""
+    default = type(settings)()
+    changed = [
+        f"{each.name}={getattr(settings, each.name)}"
+        for each in fields(settings)
+        if getattr(settings, each.name) != getattr(default, each.name)
+    ]
+    return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _settings(key: str, attack: Attack, given: Mapping[str, Any]) -> Any:
+    known = [each.name for each in fields(attack.settings)]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{key}.{name}: no such setting. {did_you_mean(name, known)}")
+    try:
+        return TypeAdapter(attack.settings).validate_python(dict(given))
+    except ValidationError as error:
+        faults = (
+            f"{key}.{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})"
+            for fault in error.errors()
+        )
+        raise UserError("\n".join(faults)) from None
+
+
+def missing(attack: Attack, settings: Any, data: Any) -> list[str]:
+    """Sets that the attack needs and the data do not have."""
+    text = getattr(settings, "text", None)
+    needs = [*attack.needs, *([text] if text not in (None, "half") else [])]
+    return [name for name in needs if not data.records(name)]

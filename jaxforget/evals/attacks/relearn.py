@@ -1,0 +1,151 @@
+"""Relearning: how fast does a little training bring back what was forgotten?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from annotated_types import Ge, Gt
+
+from jaxforget.combiners import weighted_sum
+from jaxforget.data.batches import PairedBatches
+from jaxforget.data.records import Record
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.mesh import put, put_rows, row_shards, shardings
+from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
+from jaxforget.engine.state import init_state
+from jaxforget.engine.train import compile_step
+from jaxforget.engine.tree import Params, merge
+from jaxforget.evals.attacks.attack import AuditData, Finding, of_each
+from jaxforget.evals.attacks.known import known, tokens_of
+from jaxforget.loops import plain
+from jaxforget.models.lora import init_lora, merge_lora
+from jaxforget.objectives import nll_objective
+
+LADDER = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+TARGETS = "layers/(attn/[qkvo]|mlp/(gate|up|down))"
+
+
+@dataclass(frozen=True)
+class Relearn:
+    """Settings of the relearning attack.
+
+    Attributes:
+      text: what is trained on: "forget", "half" (of the forget records; measured on the others),
+        "retain" (benign neighbours) or "unrelated".
+      steps: of training; measured after 0, 1, 2, 5, 10, 20, 50, .. of them and at the end.
+      learning_rate: of AdamW, constant.
+      batch_size: examples a step.
+      rank: of the adapters trained; 0: all weights.
+    """
+
+    text: Literal["forget", "half", "retain", "unrelated"] = "forget"
+    steps: Annotated[int, Ge(1)] = 50
+    learning_rate: Annotated[float, Gt(0)] = 1e-4
+    batch_size: Annotated[int, Ge(1)] = 4
+    rank: Annotated[int, Ge(0)] = 8
+
+
+def relearn(lm: Any, data: AuditData, settings: Relearn) -> Finding:
+    """Train on some text for a few steps and watch the forgotten answers come back.
+
+    `known` is the mean of the forget probability over the steps (the area under its curve by the
+    trapezoidal rule), so that it tells models apart by how soon they recover, not only how far.
+
+    Args:
+      lm: `LanguageModel`.
+      data: see `AuditData`.
+      settings: see `Relearn`.
+    Returns:
+      Curves `forget_prob` and `forget_memorised` over steps; scores `prob_before`, `prob_after`.
+    Raises:
+      UserError: fewer than two forget records for "half"; training that is not finite.
+    Source: the protocol of the BLUR benchmark (arXiv 2506.15699), whose schedule is not published:
+      AdamW, ladder of steps and rank are chosen here.
+    """
+    trained_on, measured = _texts(data, settings.text)
+    rows = tokens_of(lm, measured, data)
+    curve, probs = [], []
+    for step, params in _training(lm, trained_on, data, settings):
+        found = known(lm, params, rows, data)
+        probs.append(found.prob)
+        curve.append((float(step), float(found.prob.mean()), float(found.memorised.mean())))
+    steps = np.array([step for step, _, _ in curve])
+    return of_each(
+        np.trapezoid(np.stack(probs), steps, axis=0) / steps[-1],
+        scores={"prob_before": curve[0][1], "prob_after": curve[-1][1]},
+        curves={
+            "forget_prob": [(step, prob) for step, prob, _ in curve],
+            "forget_memorised": [(step, share) for step, _, share in curve],
+        },
+    )
+
+
+def budget(settings: Relearn) -> str:
+    """What it costs the attacker."""
+    what = f"adapters of rank {settings.rank}" if settings.rank else "all weights"
+    return (
+        f"{settings.steps} steps of {settings.batch_size} examples of the {settings.text} set, "
+        f"training {what}"
+    )
+
+
+def _texts(data: AuditData, text: str) -> tuple[Sequence[Record], Sequence[Record]]:
+    """(trained on, measured on)."""
+    if text != "half":
+        return data.records(text), data.forget
+    if len(data.forget) < 2:
+        raise UserError("relearn: half of the forget set needs at least two records")
+    order = np.random.default_rng(data.seed).permutation(len(data.forget))
+    middle = len(order) // 2
+    first, second = ([data.forget[i] for i in sorted(ids)] for ids in np.split(order, [middle]))
+    return first, second
+
+
+def _training(
+    lm: Any, records: Sequence[Record], data: AuditData, settings: Relearn
+) -> Iterator[tuple[int, Params]]:
+    """(steps taken, all parameters) at every measured step, 0 and the last among them."""
+    spec, combiner = nll_objective(), weighted_sum({"nll": 1.0})
+    (role,) = spec.needs.roles
+    batches = PairedBatches(
+        {role: tokens_of(lm, records, data)},
+        settings.batch_size,
+        data.seed,
+        row_multiple=row_shards(data.mesh),
+    ).plan(settings.steps)
+    config = OptimizerConfig(learning_rate=settings.learning_rate, schedule="constant")
+    optimizer = make_optimizer(config, settings.steps)
+    trained, frozen = _divided(lm, data, settings.rank)
+    placed = shardings(
+        jax.eval_shape(lambda p: init_state(p, optimizer, combiner), trained), data.mesh
+    )
+    state = jax.jit(lambda p: init_state(p, optimizer, combiner), out_shardings=placed)(
+        put(jax.tree.map(np.array, trained), placed.params)
+    )
+    step = compile_step(plain(lm.score, spec.objective, combiner, optimizer), data.mesh, placed)
+    measured = {each for each in LADDER if each < settings.steps} | {settings.steps}
+    yield 0, lm.params
+    with jax.set_mesh(data.mesh):
+        for done in range(1, settings.steps + 1):
+            batch = {role: put_rows(batches.at(done - 1)[0][role], data.mesh)}
+            state, metrics = step(state, frozen, batch, {})
+            if done not in measured:
+                continue
+            if metrics["skipped"] > 0:
+                raise UserError(
+                    f"relearn: a loss or gradient was not finite by step {done}; lower "
+                    "learning_rate"
+                )
+            yield done, merge_lora(merge(frozen, state.params))
+
+
+def _divided(lm: Any, data: AuditData, rank: int) -> tuple[Params, Params]:
+    """(trained leaves, frozen leaves), the latter on the devices."""
+    trained, frozen = lm.params, {}
+    if rank:
+        key = jax.random.key(data.seed)
+        trained, extra = init_lora(key, lm.params, rank=rank, alpha=2.0 * rank, targets=TARGETS)
+        frozen = merge(lm.params, extra)
+    return trained, put(frozen, shardings(frozen, data.mesh))
