@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxforget import combiners, data, evals, methods, models, objectives
-    from jaxforget.config import EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
+    from jaxforget.config import (
+        AuditConfig,
+        EvaluateConfig,
+        FinetuneConfig,
+        SweepConfig,
+        UnlearnConfig,
+    )
     from jaxforget.models.language_model import LanguageModel, load
-    from jaxforget.studies import Result, evaluate, finetune, sweep, unlearn
+    from jaxforget.studies import Result, audit, evaluate, finetune, sweep, unlearn
 
 _MODULES = ("combiners", "data", "edits", "evals", "loops", "methods", "models", "objectives")
 _NAMES = {
@@ -20,21 +26,25 @@ _NAMES = {
     "Result": "jaxforget.studies",
     "unlearn": "jaxforget.studies",
     "finetune": "jaxforget.studies",
+    "audit": "jaxforget.studies",
     "evaluate": "jaxforget.studies",
     "sweep": "jaxforget.studies",
     "UnlearnConfig": "jaxforget.config",
     "FinetuneConfig": "jaxforget.config",
     "EvaluateConfig": "jaxforget.config",
+    "AuditConfig": "jaxforget.config",
     "SweepConfig": "jaxforget.config",
 }
 
 __all__ = [
+    "AuditConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "LanguageModel",
     "Result",
     "SweepConfig",
     "UnlearnConfig",
+    "audit",
     "combiners",
     "data",
     "evals",

@@ -118,6 +118,42 @@ def sweep(
 
 
 @app.command()
+def audit(
+    run: Annotated[
+        pathlib.Path,
+        typer.Argument(help="Run directory of an unlearning, or a YAML configuration."),
+    ],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a model that is said to have forgotten, beside the one before and an oracle."""
+    with _errors(debug, quiet):
+        from jaxforget import config as configs
+        from jaxforget.studies import audit as study
+        from jaxforget.studies.audit import summary
+
+        given = list(overrides or ())
+        if run.is_dir():
+            settings = configs.load(configs.AuditConfig, None, [f"run={run}", *given])
+        else:
+            settings = configs.load(configs.AuditConfig, run, given)
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            result = study(settings, events)
+        if quiet or as_json:
+            _print_result(result, quiet, as_json)
+            return
+        from jaxforget.report.tables import plain_table
+
+        verdict, rows = summary(result.run_dir)
+        _rich().print(plain_table(rows))
+        typer.echo(verdict)
+        typer.echo(f"report: {result.run_dir.report}")
+
+
+@app.command()
 def quickstart(
     run_dir: Annotated[pathlib.Path, typer.Option(help="Where to write.")] = pathlib.Path(
         "runs/quickstart"

@@ -32,7 +32,9 @@ def _named(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
-_LISTED = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
+_LISTED = BeforeValidator(
+    lambda value: value if isinstance(value, (list, tuple, type(None))) else [value]
+)
 
 type Source = Annotated[DataSource, _named("path")]
 
@@ -224,8 +226,53 @@ class EvaluateConfig:
     template: Template = field(default_factory=Template)
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """`jaxforget audit`: attack a model that is said to have forgotten.
+
+    Attributes:
+      run: run directory of `jaxforget unlearn`, whose configuration says what was forgotten, or
+        any model, with `start` and `forget` given here.
+      run_dir: where everything is written; None: `audit` inside the run.
+      start: the model before it forgot; None: the run's `model`.
+      oracle: a model that never saw what was to be forgotten, of the same tokenizer; None: the
+        run's `evaluate.oracle` where that is a run directory.
+      forget, retain: records; None: the run's `evaluate.forget` (else `forget`) and `retain`.
+      holdout: of the forget set's kind, seen by no model; some attacks need it.
+      unrelated: harmless text of another kind; some attacks need it.
+      attacks: names, or mappings with `name` and settings; None: all whose data are there.
+      limit: records used of each set; None: all.
+      batch_size: prompts generated, and packed rows scored, at a time.
+      max_new_tokens: longest generated answer.
+      seed: of all that is drawn.
+      dtype, compute: of the weights and of the matrix products.
+      max_length, template: None: the run's.
+    """
+
+    run: str
+    run_dir: str | None = None
+    start: str | None = None
+    oracle: str | None = None
+    forget: Source | None = None
+    retain: Source | None = None
+    holdout: Source | None = None
+    unrelated: Source | None = None
+    attacks: Annotated[tuple[Any, ...] | None, _LISTED] = None
+    limit: Annotated[int, Ge(1)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 16
+    max_new_tokens: Annotated[int, Ge(1)] = 64
+    seed: Annotated[int, Ge(0)] = 0
+    resume: Literal["auto", "never"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute: Literal["float32", "bfloat16"] = "float32"
+    max_length: Annotated[int, Ge(2)] | None = None
+    template: Template | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
 # keys that change how a run goes but not its numbers: a resumed run may differ in them
 _FREE = {
+    "attacks": None,
     "run_dir": None,
     "resume": None,
     "mesh": None,

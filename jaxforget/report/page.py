@@ -40,12 +40,14 @@ def render(runs: Sequence[RunSummary], title: str) -> str:
     """The page as HTML text; needs no network, embeds everything."""
     import jinja2
 
-    template = resources.files("jaxforget.report").joinpath("page.html.jinja").read_text()
+    folder = resources.files("jaxforget.report")
+    template = folder.joinpath("page.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     rows = [run.row() for run in runs]
     curves = [svg for run in runs if (svg := loss_curves(run))]
     return environment.from_string(template).render(
         title=title,
+        style=folder.joinpath("style.css").read_text(),
         columns=COLUMNS,
         rows=[{key: shown(value) for key, value in row.items()} for row in rows],
         trade_off=trade_off(runs) if len(runs) > 1 else "",
@@ -54,9 +56,9 @@ def render(runs: Sequence[RunSummary], title: str) -> str:
         names=[run.name for run in runs],
         runs=runs,
         all_metrics=_all_metrics(runs),
-        csv=_data_uri("text/csv", _csv(rows)),
-        json=_data_uri("application/json", json.dumps(rows, indent=1)),
-        yaml=_yaml,
+        csv=data_uri("text/csv", _csv(rows)),
+        json=data_uri("application/json", json.dumps(rows, indent=1)),
+        yaml=yaml_text,
     )
 
 
@@ -90,11 +92,13 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def _data_uri(kind: str, text: str) -> str:
+def data_uri(kind: str, text: str) -> str:
+    """A file's contents as an address that a page can link to."""
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _yaml(value: Any) -> str:
+def yaml_text(value: Any) -> str:
+    """Plain values as YAML."""
     import yaml
 
     return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False)

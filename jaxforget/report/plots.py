@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxforget.report.tables import RunSummary
 
-_COLOURS = ("#3b7dd8", "#e07b39", "#3a9d6e", "#b04fb5", "#c9a227", "#d64550", "#5b6770", "#17a2b8")
-_INK = "#7a8290"
+COLOURS = ("#3b7dd8", "#e07b39", "#3a9d6e", "#b04fb5", "#c9a227", "#d64550", "#5b6770", "#17a2b8")
+INK = "#7a8290"
 _TERMS = ("forget", "retain", "nll")
 
 
@@ -27,7 +27,7 @@ def trade_off(runs: Sequence[RunSummary]) -> str:
     ]
     if not points:
         return ""
-    figure, axes = _figure(7.0, 4.2)
+    figure, axes = new_figure(7.0, 4.2)
     for index, (run, x, y) in enumerate(points):
         oracle = run.name == "oracle"
         axes.scatter(
@@ -35,17 +35,17 @@ def trade_off(runs: Sequence[RunSummary]) -> str:
             y,
             s=150 if oracle else 70,
             marker="*" if oracle else "o",
-            color=_COLOURS[index % len(_COLOURS)],
+            color=COLOURS[index % len(COLOURS)],
             zorder=3,
         )
     _label(axes, [(run.name, x, y) for run, x, y in points])
     for run, x, _ in points:
         if run.name == "oracle":
-            axes.axvline(x, color=_INK, linewidth=0.8, linestyle=":")
+            axes.axvline(x, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlabel("probability of the answers to forget  (the oracle's is the goal)")
     axes.set_ylabel(kept.replace("_", " ").replace("prob", "probability"))
     axes.margins(0.12)
-    return _svg(figure, "trade-off")
+    return svg_of(figure, "trade-off")
 
 
 def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
@@ -59,7 +59,7 @@ def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
             top -= 12
         placed.append((left, top))
         spot = axes.transData.inverted().transform((left, top))
-        axes.annotate(name, (x, y), xytext=spot, textcoords="data", fontsize=9, color=_INK)
+        axes.annotate(name, (x, y), xytext=spot, textcoords="data", fontsize=9, color=INK)
 
 
 def loss_curves(run: RunSummary) -> str:
@@ -67,21 +67,22 @@ def loss_curves(run: RunSummary) -> str:
     names = [name for name in _TERMS if any(name in row for row in run.curves)]
     if not names:
         return ""
-    figure, axes = _figure(4.6, 2.8)
+    figure, axes = new_figure(4.6, 2.8)
     for index, name in enumerate(names):
         pairs = [
             (row["step"], row[name])
             for row in run.curves
             if isinstance(row.get(name), (int, float))
         ]
-        axes.plot(*zip(*pairs, strict=True), label=name, color=_COLOURS[index], linewidth=1.6)
+        axes.plot(*zip(*pairs, strict=True), label=name, color=COLOURS[index], linewidth=1.6)
     axes.set_xlabel("step")
-    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
-    axes.set_title(run.name, fontsize=10, color=_INK)
-    return _svg(figure, f"curves-{run.name}")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes.set_title(run.name, fontsize=10, color=INK)
+    return svg_of(figure, f"curves-{run.name}")
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """(an empty figure, its axes), width and height in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,17 +92,18 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     axes = figure.subplots()
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
-    axes.grid(color=_INK, alpha=0.18, linewidth=0.6)
+    axes.grid(color=INK, alpha=0.18, linewidth=0.6)
     for side, spine in axes.spines.items():
-        spine.set_color(_INK)
+        spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
-    axes.tick_params(colors=_INK, labelsize=8)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
+    axes.tick_params(colors=INK, labelsize=8)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     return figure, axes
 
 
-def _svg(figure: Any, salt: str) -> str:
+def svg_of(figure: Any, salt: str) -> str:
+    """A figure as inline SVG; the same figure and salt give the same bytes."""
     import matplotlib
 
     buffer = io.StringIO()

@@ -46,6 +46,7 @@ ATTACKS: Mapping[str, Attack] = {
 DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "ask"},
     {"name": "relearn", "text": "forget"},
+    {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},
     {"name": "relearn", "text": "retain"},
     {"name": "relearn", "text": "unrelated"},

@@ -1,7 +1,8 @@
 """Relearning: how fast does a little training bring back what was forgotten?"""
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import jax
@@ -11,6 +12,7 @@ from annotated_types import Ge, Gt
 from jaxforget.combiners import weighted_sum
 from jaxforget.data.batches import PairedBatches
 from jaxforget.data.records import Record
+from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.mesh import put, put_rows, row_shards, shardings
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
@@ -22,6 +24,8 @@ from jaxforget.evals.attacks.known import known, tokens_of
 from jaxforget.loops import plain
 from jaxforget.models.lora import init_lora, merge_lora
 from jaxforget.objectives import nll_objective
+
+log = logging.getLogger(__name__)
 
 LADDER = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 TARGETS = "layers/(attn/[qkvo]|mlp/(gate|up|down))"
@@ -35,14 +39,14 @@ class Relearn:
       text: what is trained on: "forget", "half" (of the forget records; measured on the others),
         "retain" (benign neighbours) or "unrelated".
       steps: of training; measured after 0, 1, 2, 5, 10, 20, 50, .. of them and at the end.
-      learning_rate: of AdamW, constant.
+      learning_rates: of AdamW, constant; all are tried, and the one that recovers most counts.
       batch_size: examples a step.
       rank: of the adapters trained; 0: all weights.
     """
 
     text: Literal["forget", "half", "retain", "unrelated"] = "forget"
     steps: Annotated[int, Ge(1)] = 50
-    learning_rate: Annotated[float, Gt(0)] = 1e-4
+    learning_rates: tuple[Annotated[float, Gt(0)], ...] = (1e-4, 1e-3)
     batch_size: Annotated[int, Ge(1)] = 4
     rank: Annotated[int, Ge(0)] = 8
 
@@ -58,26 +62,48 @@ def relearn(lm: Any, data: AuditData, settings: Relearn) -> Finding:
       data: see `AuditData`.
       settings: see `Relearn`.
     Returns:
-      Curves `forget_prob` and `forget_memorised` over steps; scores `prob_before`, `prob_after`.
+      Curves `forget_prob` and `forget_memorised` over steps; scores `prob_before`, `prob_after`,
+      `learning_rate`.
     Raises:
-      UserError: fewer than two forget records for "half"; training that is not finite.
+      UserError: fewer than two forget records for "half"; no rate at which training is finite.
     Source: the protocol of the BLUR benchmark (arXiv 2506.15699), whose schedule is not published:
       AdamW, ladder of steps and rank are chosen here.
     """
     trained_on, measured = _texts(data, settings.text)
-    rows = tokens_of(lm, measured, data)
-    curve, probs = [], []
-    for step, params in _training(lm, trained_on, data, settings):
-        found = known(lm, params, rows, data)
+    rows, train_rows = (tokens_of(lm, records, data) for records in (measured, trained_on))
+    found: dict[float, Finding] = {}
+    for rate in settings.learning_rates:
+        try:
+            found[rate] = _recovery(lm, train_rows, rows, data, settings, rate)
+        except FloatingPointError as error:
+            log.warning("relearn: learning rate %g is left out: %s", rate, error)
+    if not found:
+        raise UserError("relearn: training diverged at every learning rate; lower learning_rates")
+    best = max(found, key=lambda rate: found[rate].known)
+    return replace(found[best], scores={**found[best].scores, "learning_rate": best})
+
+
+def _recovery(
+    lm: Any,
+    trained_on: TokenisedSet,
+    measured: TokenisedSet,
+    data: AuditData,
+    settings: Relearn,
+    rate: float,
+) -> Finding:
+    steps, probs, shares = [], [], []
+    for step, params in _training(lm, trained_on, data, settings, rate):
+        found = known(lm, params, measured, data)
+        steps.append(float(step))
         probs.append(found.prob)
-        curve.append((float(step), float(found.prob.mean()), float(found.memorised.mean())))
-    steps = np.array([step for step, _, _ in curve])
+        shares.append(float(found.memorised.mean()))
+    means = [float(each.mean()) for each in probs]
     return of_each(
-        np.trapezoid(np.stack(probs), steps, axis=0) / steps[-1],
-        scores={"prob_before": curve[0][1], "prob_after": curve[-1][1]},
+        np.trapezoid(np.stack(probs), np.array(steps), axis=0) / steps[-1],
+        scores={"prob_before": means[0], "prob_after": means[-1]},
         curves={
-            "forget_prob": [(step, prob) for step, prob, _ in curve],
-            "forget_memorised": [(step, share) for step, _, share in curve],
+            "forget_prob": list(zip(steps, means, strict=True)),
+            "forget_memorised": list(zip(steps, shares, strict=True)),
         },
     )
 
@@ -87,7 +113,7 @@ def budget(settings: Relearn) -> str:
     what = f"adapters of rank {settings.rank}" if settings.rank else "all weights"
     return (
         f"{settings.steps} steps of {settings.batch_size} examples of the {settings.text} set, "
-        f"training {what}"
+        f"training {what}, at the best of {len(settings.learning_rates)} learning rates"
     )
 
 
@@ -104,18 +130,18 @@ def _texts(data: AuditData, text: str) -> tuple[Sequence[Record], Sequence[Recor
 
 
 def _training(
-    lm: Any, records: Sequence[Record], data: AuditData, settings: Relearn
+    lm: Any, trained_on: TokenisedSet, data: AuditData, settings: Relearn, rate: float
 ) -> Iterator[tuple[int, Params]]:
     """(steps taken, all parameters) at every measured step, 0 and the last among them."""
     spec, combiner = nll_objective(), weighted_sum({"nll": 1.0})
     (role,) = spec.needs.roles
     batches = PairedBatches(
-        {role: tokens_of(lm, records, data)},
+        {role: trained_on},
         settings.batch_size,
         data.seed,
         row_multiple=row_shards(data.mesh),
     ).plan(settings.steps)
-    config = OptimizerConfig(learning_rate=settings.learning_rate, schedule="constant")
+    config = OptimizerConfig(learning_rate=rate, schedule="constant")
     optimizer = make_optimizer(config, settings.steps)
     trained, frozen = _divided(lm, data, settings.rank)
     placed = shardings(
@@ -134,10 +160,7 @@ def _training(
             if done not in measured:
                 continue
             if metrics["skipped"] > 0:
-                raise UserError(
-                    f"relearn: a loss or gradient was not finite by step {done}; lower "
-                    "learning_rate"
-                )
+                raise FloatingPointError(f"a loss or gradient was not finite by step {done}")
             yield done, merge_lora(merge(frozen, state.params))
 
 
