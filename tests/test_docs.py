@@ -15,6 +15,7 @@ from jaxforget import config as configs
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCHEMAS = {
+    "run": configs.AuditConfig,
     "forget": configs.UnlearnConfig,
     "data": configs.FinetuneConfig,
     "evaluate": configs.EvaluateConfig,
