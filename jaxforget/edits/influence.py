@@ -43,6 +43,17 @@ def mean_gradient(
       UserError: no labelled target in any batch.
     """
 
+    grown = _compiled(score)
+    total, count = jax.tree.map(_zeros, params), jnp.zeros((), jnp.int32)
+    for batch in batches:
+        total, count = grown(total, count, params, frozen or {}, batch)
+    if not int(count):
+        raise UserError("mean_gradient: the set has no labelled target")
+    return jax.tree.map(lambda leaf: leaf / count.astype(jnp.float32), total)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(score: ScoreFn) -> Any:
     def add(total: Params, count: Array, params: Params, rest: Params, batch: TokenBatch) -> Any:
         def nll(p: Params) -> tuple[Array, Array]:
             scores = score(merge(rest, p), batch)
@@ -51,13 +62,7 @@ def mean_gradient(
         more, tokens = jax.grad(nll, has_aux=True)(params)
         return jax.tree.map(lambda a, b: a + _float32(b), total, more), count + tokens
 
-    grown = jax.jit(add, donate_argnums=(0, 1), compiler_options=compiler_options())
-    total, count = jax.tree.map(_zeros, params), jnp.zeros((), jnp.int32)
-    for batch in batches:
-        total, count = grown(total, count, params, frozen or {}, batch)
-    if not int(count):
-        raise UserError("mean_gradient: the set has no labelled target")
-    return jax.tree.map(lambda leaf: leaf / count.astype(jnp.float32), total)
+    return jax.jit(add, donate_argnums=(0, 1), compiler_options=compiler_options())
 
 
 def influence_approximation(

@@ -1,6 +1,5 @@
 """Edits of a whole model from whole passes over its data: what methods name."""
 
-import itertools
 from typing import Any, Literal
 
 import optax
@@ -9,7 +8,7 @@ from jaxforget.combiners.vectors import cosine
 from jaxforget.edits.amnesiac import amnesiac, read_updates
 from jaxforget.edits.arithmetic import task_arithmetic
 from jaxforget.edits.fisher_noise import fisher_forgetting, golatkar_forgetting
-from jaxforget.edits.importance import Estimator, importance
+from jaxforget.edits.importance import Estimator, Sums, importance_sums, pooled
 from jaxforget.edits.influence import influence_approximation, mean_gradient
 from jaxforget.edits.material import Edit, Material
 from jaxforget.edits.ssd import ssd
@@ -30,9 +29,9 @@ def ssd_edit(alpha: float, lam: float, estimator: Estimator) -> Edit:
     """
 
     def edit(material: Material) -> tuple[Params, Metrics]:
-        everything = _importance(material, estimator, RETAIN, FORGET)
-        forget = _importance(material, estimator, FORGET)
-        return ssd(material.params, forget, everything, alpha=alpha, lam=lam)
+        retain, forget = (_importance(material, estimator, role) for role in (RETAIN, FORGET))
+        everything = pooled(retain, forget)
+        return ssd(material.params, pooled(forget), everything, alpha=alpha, lam=lam)
 
     return edit
 
@@ -49,7 +48,7 @@ def fisher_edit(
     """
 
     def edit(material: Material) -> tuple[Params, Metrics]:
-        found = _importance(material, estimator, RETAIN)
+        found = pooled(_importance(material, estimator, RETAIN))
         head = HEAD if any(map(matches(HEAD), flatten(material.params))) else None
         options: dict[str, Any] = {"key": material.key, "alpha": alpha, "wide": head}
         if form == "simple":
@@ -128,12 +127,11 @@ def amnesiac_edit(updates: str, share: Literal["whole", "proportional"]) -> Edit
     return edit
 
 
-def _importance(material: Material, estimator: Estimator, *roles: str) -> Params:
-    batches = (material.passes(role, singly=estimator == "per_example") for role in roles)
-    return importance(
+def _importance(material: Material, estimator: Estimator, role: str) -> Sums:
+    return importance_sums(
         material.score,
         material.params,
-        itertools.chain.from_iterable(batches),
+        material.passes(role, singly=estimator == "per_example"),
         estimator=estimator,
         frozen=material.frozen,
     )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +40,7 @@ def example_gradients(
       UserError: rows of several examples.
     """
 
-    def gradient(params: Params, rest: Params, batch: TokenBatch, row: Array) -> Params:
-        single = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), batch)
-
-        def nll(p: Params) -> Array:
-            scores = score(merge(rest, p), single)
-            return -(scores.logp * scores.mask).sum() / jnp.maximum(scores.mask.sum(), 1.0)
-
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), jax.grad(nll)(params))
-
-    of_row = jax.jit(gradient, compiler_options=compiler_options())
+    of_row = _compiled(score)
     for batch in batches:
         rows, room = batch.example.shape
         if room != 1:
@@ -59,6 +50,20 @@ def example_gradients(
             )
         for row in range(rows):
             yield of_row(params, frozen or {}, batch, jnp.int32(row))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(score: ScoreFn) -> Any:
+    def gradient(params: Params, rest: Params, batch: TokenBatch, row: Array) -> Params:
+        single = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), batch)
+
+        def nll(p: Params) -> Array:
+            scores = score(merge(rest, p), single)
+            return -(scores.logp * scores.mask).sum() / jnp.maximum(scores.mask.sum(), 1.0)
+
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), jax.grad(nll)(params))
+
+    return jax.jit(gradient, compiler_options=compiler_options())
 
 
 def woodfisher(

@@ -83,7 +83,7 @@ EDITS: Mapping[str, Recipe] = {
         formula="w min(lam I / I_forget, 1) where I_forget > alpha I; I = mean squared gradient",
         parameters=p.Ssd,
         build=_ssd,
-        cost="no steps; 1F + 1B over all data, and once more over forget",
+        cost="no steps; 1F + 1B over all data",
         weights_only=DIRECT,
     ),
     "task_arithmetic": Recipe(
