@@ -76,6 +76,12 @@ class TrainConfig:
       trainable: regular expression over parameter paths; None: all (with `lora`: its factors).
       realised_changes: log what each step does to the terms of its own batch, as
         `realised_change_<term>`; costs two forward passes a step.
+      evaluate_every: steps between evaluations by the configured suite while training goes on, in
+        evaluations.jsonl; 0: only the final model.
+      select: which of the models so evaluated (the last among them) is exported: the best by
+        "trade_off" (nearest to the oracle in forget probability and utility, or without one the
+        largest harmonic mean of 1 - forget probability and utility), or by a metric's name, the
+        largest, or after a minus the smallest: "-forget_prob". None: the last.
       log_every, save_every: steps between logged rows and between checkpoints (0: last only).
       keep: checkpoints kept.
       max_skipped: steps in a row with a loss or gradient that is not finite before stopping.
@@ -94,6 +100,8 @@ class TrainConfig:
     seed: Annotated[int, Ge(0)] = 0
     trainable: str | None = None
     realised_changes: bool = False
+    evaluate_every: Annotated[int, Ge(0)] = 0
+    select: str | None = None
     log_every: Annotated[int, Ge(1)] = 10
     save_every: Annotated[int, Ge(0)] = 0
     keep: Annotated[int, Ge(1)] = 2
@@ -277,7 +285,7 @@ _FREE = {
     "resume": None,
     "mesh": None,
     "evaluate": None,
-    "train": {"log_every", "save_every", "keep", "max_skipped"},
+    "train": {"evaluate_every", "log_every", "save_every", "keep", "max_skipped"},
 }
 
 

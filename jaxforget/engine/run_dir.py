@@ -53,6 +53,16 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def evaluations(self) -> pathlib.Path:
+        """One JSON object an evaluation during training."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def best(self) -> pathlib.Path:
+        """The best model that was evaluated during training, a Hugging Face folder."""
+        return self.path / "best"
+
+    @property
     def cache(self) -> pathlib.Path:
         """Tokens, reference scores and compiled programs; may be deleted at any time."""
         return self.path / "cache"

@@ -129,7 +129,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     data: Callable[[], Mapping[str, Any]] = dict,
     listen: Callable[[Progress], None] = lambda _: None,
-    after_step: Callable[[int, State], None] | None = None,
+    after_step: Callable[[int, State], float] | None = None,
 ) -> State:
     """Run steps `start` .. `cadence.steps`.
 
@@ -143,7 +143,8 @@ def train(
       checkpoints: where to save; None: nowhere.
       data: called at each checkpoint for what is saved with it (identifies the data order).
       listen: called at every logged step.
-      after_step: called with (steps taken, state) after every dispatch; must not keep the state.
+      after_step: called with (steps taken, state) after every dispatch; must not keep the state;
+        returns seconds that are no part of the training.
     Returns:
       The state after the last step.
     Raises:
@@ -161,7 +162,7 @@ def train(
             pending = (done, metrics, meter)
             meter = _Meter()
         if after_step is not None:
-            after_step(done, state)
+            meter.begin += after_step(done, state)
         due = cadence.save_every and done % cadence.save_every == 0
         if checkpoints is not None and (due or done == cadence.steps):
             if pending is not None:  # never save past a run that must stop

@@ -20,7 +20,7 @@ def recording(
     watched: frozenset[int],
     start: int,
     params: Params,
-) -> Callable[[int, State], None]:
+) -> Callable[[int, State], float]:
     """A function to be called after every step, with the steps taken and the state.
 
     Args:
@@ -46,7 +46,7 @@ def recording(
 
     before: Params = jax.device_get(params) if touched(start) is not None else {}
 
-    def after_step(done: int, state: State) -> None:
+    def after_step(done: int, state: State) -> float:
         nonlocal before
         mine, coming = touched(done - 1), touched(done)
         now: Params = {}
@@ -55,5 +55,6 @@ def recording(
         if mine is not None:
             record(done - 1, before, now, mine)
         before = now
+        return 0.0  # recording belongs to the training
 
     return after_step

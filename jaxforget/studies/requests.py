@@ -21,10 +21,14 @@ from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.models.lora import merge_lora
 from jaxforget.studies.common import Events, Stopwatch, to_host
 from jaxforget.studies.edit import edit_model
+from jaxforget.studies.evaluate import read_suite, run_suite
 from jaxforget.studies.reference import with_reference
+from jaxforget.studies.selection import Judging
 from jaxforget.studies.training import Request, Trained, steps_of, train_model
 
 log = logging.getLogger(__name__)
+
+NEVER = 2**31
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,23 @@ def refuse_apart(config: UnlearnConfig | FinetuneConfig, method: Method, request
     """Raise UserError where parts of a configuration do not go together."""
     if config.lora is not None and method.weights_only:
         raise UserError(f"lora: {method.name} takes none: {method.weights_only}")
+    _refuse_judging(config, method)
     if requests > 1 and method.objective is not None and method.edit is not None:
         raise UserError(
             f"requests: {method.name} trains and then edits the starting model, which no later "
             "request starts from; make a run of each request"
         )
+
+
+def _refuse_judging(config: UnlearnConfig | FinetuneConfig, method: Method) -> None:
+    train = config.train
+    asked = [name for name in ("evaluate_every", "select") if getattr(train, name)]
+    if asked and config.evaluate is None:
+        raise UserError(f"train.{asked[0]}: needs `evaluate`, by which models are judged")
+    if asked and method.objective is None:
+        raise UserError(f"train.{asked[0]}: {method.name} takes no steps")
+    if train.select is not None and method.edit is not None:
+        raise UserError(f"train.select: {method.name} edits the model after its last step")
 
 
 def fulfil(
@@ -88,6 +104,7 @@ def fulfil(
     """
     config, method, sets = work.config, work.method, work.requests[index]
     trained, params, edited = None, start.params, {}
+    judging = judging_of(work, index, events)
     if method.objective is not None:
         if any(method.reference.values()):
             events.stage("scoring with the starting model")
@@ -109,12 +126,45 @@ def fulfil(
             clock=watch.seconds,
             listen=events.progress,
             watched=work.watched,
+            judging=judging,
         )
         params = merge_lora(to_host(trained.params))
+        if judging is not None and judging.select is not None:
+            trained = dataclasses.replace(trained, selected=judging.selected())
+            params = _selected(work, params, judging, trained)
     if method.edit is not None:
         events.stage(f"editing the weights ({method.name})")
         params, edited = edit_model(start, params, sets, method.edit, config.train, work.mesh)
     return params, trained, edited
+
+
+def judging_of(work: Work, index: int, events: Events) -> Judging | None:
+    """How a request's training is evaluated while it goes on, or None."""
+    config, settings = work.config, work.config.train
+    if config.evaluate is None or not (settings.evaluate_every or settings.select):
+        return None
+    suite = config.evaluate
+    _, oracle = read_suite(suite, work.run)
+
+    def judge(params: Params) -> dict[str, Any]:
+        return run_suite(suite, work.lm, params, config, work.run, events)["metrics"]
+
+    return Judging(
+        run=work.place(index),
+        every=settings.evaluate_every or NEVER,
+        select=settings.select,
+        judge=judge,
+        save=lambda params, folder: work.lm.save_pretrained(folder, params, dtype=config.dtype),
+        oracle=None if oracle is None else oracle["metrics"],
+    )
+
+
+def _selected(work: Work, params: Params, judging: Judging, trained: Trained) -> Params:
+    """The parameters that `train.select` names, the last ones unless it names others."""
+    log.info("selected the model after step %s of %d", trained.selected, trained.steps)
+    if trained.selected in (None, trained.steps):
+        return params
+    return load(judging.run.best, dtype=work.config.dtype, compute=work.lm.compute).params
 
 
 def finished_request(work: Work, index: int) -> LanguageModel | None:

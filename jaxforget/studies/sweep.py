@@ -131,6 +131,9 @@ def _refuse(member: Member) -> None:
     config, method = member.config, methods.from_config(member.config.method)
     if config.evaluate is None:
         raise UserError("base.evaluate: a sweep compares its settings by it; name the suite's sets")
+    for key in ("evaluate_every", "select"):
+        if getattr(config.train, key):
+            raise UserError(f"base.train.{key}: a sweep judges its settings at the end")
     if config.requests:
         raise UserError("base.requests: a sweep forgets one set; run several requests one by one")
     if method.objective is None or method.edit is not None:

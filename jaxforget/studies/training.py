@@ -28,10 +28,12 @@ from jaxforget.engine.types import Loop, State
 from jaxforget.loops import with_realised_changes
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
-from jaxforget.models.lora import init_lora
+from jaxforget.models.lora import init_lora, merge_lora
+from jaxforget.studies.common import to_host
 from jaxforget.studies.inputs import reference_heads, step_inputs
 from jaxforget.studies.material import material
 from jaxforget.studies.recording import recording
+from jaxforget.studies.selection import Judging
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Trained:
         killed one did after its last checkpoint is done again and counts once.
       step_bytes: most memory of one device during a step, see `CompiledStep`; None where no step
         was taken.
+      selected: step whose model was selected, where one was, see `TrainConfig.select`.
     """
 
     params: Params
@@ -57,6 +60,7 @@ class Trained:
     step_ms: float | None
     seconds: float
     step_bytes: int | None = None
+    selected: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def train_model(
     clock: Callable[[], float],
     listen: Callable[[Progress], None] = lambda _: None,
     watched: frozenset[int] | None = None,
+    judging: Judging | None = None,
 ) -> Trained:
     """Train, logging to and resuming from the run directory.
 
@@ -200,6 +205,7 @@ def train_model(
       clock: seconds since this process began what is to be timed.
       listen: told of every logged step.
       watched: examples of which every step that sees one is recorded, see `recording`.
+      judging: how it is evaluated while it goes on, or None.
     """
     assert method.objective is not None, "an edit without training is not trained"
     trained_on = {role: sets[role] for role in method.needs.roles}
@@ -245,9 +251,12 @@ def train_model(
             state = _prepared(state, placed, method, found)
         stream, watch = MetricsStream(run, resume_step=start), _Watch(listen)
         watch.attach(stream, make_schedule(optimizer, *request.steps))
-        after_step = None
+        hooks = []
         if watched is not None:
-            after_step = recording(run.updates, batches, watched, start, state.params)
+            hooks.append(recording(run.updates, batches, watched, start, state.params))
+        if judging is not None:
+            judging.resumed(start)
+            hooks.append(_looking(judging, frozen, first + steps))
         inputs = step_inputs(batches, heads, mesh, (first, start, first + steps))
         try:
             state = train(
@@ -260,7 +269,7 @@ def train_model(
                 checkpoints=checkpoints,
                 data=lambda: {**identity, "seconds": before + clock()},
                 listen=watch,
-                after_step=after_step,
+                after_step=lambda done, now: sum(hook(done, now) for hook in hooks),
             )
         finally:
             inputs.close()
@@ -290,6 +299,18 @@ def _check_same(
                 f"{run.path}: its checkpoint was made with another {what} "
                 f"({saved.get(key)!r:.40} -> {identity[key]!r:.40}); choose another run_dir"
             )
+
+
+def _looking(judging: Judging, frozen: Params, last: int) -> Callable[[int, State], float]:
+    """Evaluates the merged model after the steps where that is due."""
+
+    def after_step(done: int, state: State) -> float:
+        if not judging.due(done, last):
+            return 0.0
+        params = jax.block_until_ready(state.params)  # the step's own time is training
+        return judging.look(done, merge_lora(to_host(merge(frozen, params))))
+
+    return after_step
 
 
 class _Watch:

@@ -149,6 +149,8 @@ def _one(
     dtype = config.export_dtype if last else config.dtype  # exact: the next one starts from it
     on_first(lambda: after.save_pretrained(place.model, dtype=dtype))
     results = _results(config, work.method, trained, watch.seconds())
+    if trained is not None and trained.selected is not None:
+        results["selected_step"] = trained.selected
     if edited:
         results["edit"] = {name: float(value) for name, value in edited.items()}
     if config.evaluate is not None:

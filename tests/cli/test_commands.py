@@ -8,7 +8,17 @@ from cli.world import digest
 
 from jaxforget import methods
 
-COMMANDS = ("unlearn", "finetune", "evaluate", "quickstart", "sweep", "audit", "report", "methods", "doctor")
+COMMANDS = (
+    "unlearn",
+    "finetune",
+    "evaluate",
+    "quickstart",
+    "sweep",
+    "audit",
+    "report",
+    "methods",
+    "doctor",
+)
 
 
 def only_object(text: str) -> dict:
