@@ -1,6 +1,7 @@
 """What to say instead: refusals, or answers that belong to other prompts.
 
-Every choice is a function of (seed, source, row) alone, so equal runs say equal things.
+Every choice is a function of (seed, source, row) or of the prompt alone, so equal runs say equal
+things.
 """
 
 import hashlib
@@ -44,6 +45,22 @@ def refusals(records: Sequence[Record], seed: int) -> list[Record]:
       seed: >= 0.
     """
     chosen = [REFUSALS[_draw(seed, record) % len(REFUSALS)] for record in records]
+    return [
+        replace(record, answer=answer, extra={})
+        for record, answer in zip(records, chosen, strict=True)
+    ]
+
+
+def refusals_by_prompt(records: Sequence[Record]) -> list[Record]:
+    """The same prompts, each with the one of `REFUSALS` that a hash of the prompt names.
+
+    Equal prompts are refused in equal words, in whatever file, row or run they stand.
+
+    Args:
+      records: whose prompts are asked.
+    """
+    digests = (hashlib.sha256(record.prompt.encode()).digest() for record in records)
+    chosen = [REFUSALS[int.from_bytes(digest[:8]) % len(REFUSALS)] for digest in digests]
     return [
         replace(record, answer=answer, extra={})
         for record, answer in zip(records, chosen, strict=True)

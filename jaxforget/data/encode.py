@@ -14,11 +14,15 @@ from jaxforget.engine.errors import UserError
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids of one record up to its last target; `ids[first:]` are the answer's targets."""
+    """Ids of one record up to its last target; `ids[first:]` are the answer's targets.
+
+    Of these `ids[first:stop]` hold the answer's text, the others end it.
+    """
 
     record: Record
     ids: np.ndarray
     first: int
+    stop: int
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
@@ -88,19 +92,19 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
         if is_chat(template, record):
             # the turn's end is a target; what stands between must be written to reach it
             ends = (at for at in range(stop, len(ids)) if ids[at] in special)
-            stop = next(ends, stop - 1) + 1
-            yield Encoded(record, np.asarray(ids[:stop], np.int32), first)
+            end = next(ends, stop - 1) + 1
+            yield Encoded(record, np.asarray(ids[:end], np.int32), first, stop)
             continue
         ids = ids[:stop]
         if bos is not None and ids[0] != bos:
-            ids, first = [bos, *ids], first + 1
+            ids, first, stop = [bos, *ids], first + 1, stop + 1
         if template.end and ids[-1] != eos:
             if eos is None:
                 raise UserError(
                     "this tokenizer has no end-of-sequence token; set template.end=false"
                 )
             ids = [*ids, eos]
-        yield Encoded(record, np.asarray(ids, np.int32), first)
+        yield Encoded(record, np.asarray(ids, np.int32), first, stop)
 
 
 def _locate(spans: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:

@@ -105,6 +105,8 @@ class Scores:
       stats: see `TokenStats`; None unless asked for.
       targets: int32 `[B, T]`, the target of each slot; None where the model does not say.
       residual: `[B, T, D]`, output of an inner layer behind each slot; None unless asked for.
+      mlp_inner: `[B, T, F]`, what the last matrix of a layer's feed-forward part multiplies,
+        behind each slot; None unless asked for.
       totals: as in the batch.
     """
 
@@ -117,7 +119,24 @@ class Scores:
     stats: TokenStats | None = None
     targets: Array | None = None
     residual: Array | None = None
+    mlp_inner: Array | None = None
     totals: Totals | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Push:
+    """A vector added to what a layer gives at one place of each row, for all that follows.
+
+    Attributes:
+      at: int32 `[B]`, the place in its row; negative: nowhere.
+      by: `[B, D]`.
+      layer: whose output it is, counted from 0, negative from the last.
+    """
+
+    at: Array
+    by: Array
+    layer: int = field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -140,7 +159,8 @@ class ReferenceScores:
 
 type ScoreFn = Callable[..., Scores]
 """(params, batch) -> scores; on request also `stats=True` (see `TokenStats`) or `residual=layer`
-(output of that layer, counted from 0, negative from the last)."""
+(output of that layer, counted from 0, negative from the last). Decoders of ours also take
+`mlp_inner=layer` (see `Scores`) and `push` (see `Push`)."""
 
 type Batches = dict[str, TokenBatch]
 type Reference = dict[str, ReferenceScores]

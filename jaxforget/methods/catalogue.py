@@ -139,6 +139,7 @@ def _edit_only(name: str, recipe: Recipe, built: Built) -> Method:
         built.whole,
         edit=built.edit,
         weights_only=recipe.weights_only,
+        token=built.token,
     )
 
 

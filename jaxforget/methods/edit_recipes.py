@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 
 from jaxforget import objectives as o
+from jaxforget.edits.material import NewToken
 from jaxforget.edits.sparsity import l1_decay
+from jaxforget.edits.steering import Search
+from jaxforget.edits.unierase import Lessons, Rewriting, unierase_edit
 from jaxforget.edits.whole import (
     amnesiac_edit,
     fisher_edit,
@@ -38,6 +41,24 @@ def _l1_sparse(q: p.L1Sparse) -> Built:
         o.retain_objective(),
         {"retain": q.retain_weight},
         transform=lambda steps: l1_decay(q.scale, steps=steps),
+    )
+
+
+def _unierase(q: p.UniErase) -> Built:
+    kept = ("retain", "general") if q.preserve == "both" else (q.preserve,)
+    lessons = Lessons(
+        (q.plain_epochs, q.plain_rate),
+        (q.forms_epochs, q.forms_rate),
+        (q.robust_epochs, q.robust_rate),
+        q.noise,
+    )
+    rewriting = Rewriting(q.layers, q.lam, q.threshold, kept)
+    search = Search(q.search_steps, q.search_rate, q.kl_weight, q.decay, q.limit, q.stop)
+    return Built(
+        None,
+        edit=unierase_edit(lessons, rewriting, search),
+        whole=("forget", *(kept if q.threshold is not None else ())),
+        token=NewToken(q.token, q.neutral),
     )
 
 
@@ -92,6 +113,15 @@ EDITS: Mapping[str, Recipe] = {
         formula="w - scale (w tuned on forget - w)",
         parameters=p.TaskArithmetic,
         build=_task_arithmetic,
+    ),
+    "unierase": Recipe(
+        title="UniErase",
+        paper="UniErase (arXiv 2505.15674)",
+        formula="W + D, D = P D of least |K D - R|^2 + lam |D|^2: forget then begins with [UNL]",
+        parameters=p.UniErase,
+        build=_unierase,
+        cost="no steps; 18F + 18B over forget for the token and 11F + 11B for the search",
+        weights_only=DIRECT,
     ),
     "woodfisher": Recipe(
         title="Influence through the Fisher matrix",

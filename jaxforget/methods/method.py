@@ -9,7 +9,7 @@ import optax
 
 from jaxforget import combiners
 from jaxforget.combiners import Finisher, check_terms, weighted_sum
-from jaxforget.edits.material import Edit
+from jaxforget.edits.material import Edit, NewToken
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import Combiner, Loop, Objective
 from jaxforget.loops import PLAIN
@@ -51,6 +51,7 @@ class Method:
       transform: see `Transform`, or None.
       alternate: the alternate answers where none are configured.
       weights_only: why it cannot work on low-rank factors; "" where it can.
+      token: a token of its own that the edit teaches, or None.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Method:
     transform: Transform | None = None
     alternate: str = "refusals"
     weights_only: str = ""
+    token: NewToken | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:

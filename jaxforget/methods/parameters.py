@@ -283,6 +283,39 @@ class WoodFisher:
 
 
 @dataclass(frozen=True)
+class UniErase:
+    """Of `unierase`; rates are Adam's, epochs those over the forget set.
+
+    `token` is added to the vocabulary and taught by `plain_*`, then `forms_*` (plain and chat
+    form), then `robust_*` for every edited layer, see `jaxforget.edits.new_token.perturbed`.
+    `search_*`, `kl_weight`, `decay`, `limit` and `stop` are of `jaxforget.edits.steering.Search`;
+    `neutral` is put behind a prompt, and what the model says there is held. `layers` count from 0,
+    negative from the last; null: see `jaxforget.edits.unierase.chosen_layers`. `lam` and
+    `threshold` are of `jaxforget.edits.null_space`; threshold null: nothing is preserved.
+    """
+
+    token: str = "[UNL]"
+    plain_epochs: Annotated[int, Ge(1)] = 5
+    plain_rate: Positive = 1e-3
+    forms_epochs: Annotated[int, Ge(0)] = 3
+    forms_rate: Positive = 1e-4
+    robust_epochs: Annotated[int, Ge(0)] = 2
+    robust_rate: Positive = 1e-4
+    noise: Literal["mean", "mean_absolute"] = "mean"
+    layers: tuple[int, ...] | None = None
+    search_steps: Annotated[int, Ge(1)] = 10
+    search_rate: Positive = 0.1
+    neutral: str = " is a"
+    kl_weight: Weight = 0.0625
+    decay: Weight = 0.5
+    limit: Positive = 0.75
+    stop: Weight = 0.05
+    lam: Weight = 10.0
+    threshold: Positive | None = 2e-2
+    preserve: Literal["retain", "general", "both"] = "retain"
+
+
+@dataclass(frozen=True)
 class L1Sparse:
     """Of `l1_sparse`: weight of the penalty at the first step."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxforget.combiners import Finisher
-from jaxforget.edits.material import Edit
+from jaxforget.edits.material import Edit, NewToken
 from jaxforget.engine.types import Combiner, Loop
 from jaxforget.loops import PLAIN
 from jaxforget.methods.finishing import Measured
@@ -26,6 +26,7 @@ class Built:
       transform: of the direction before the optimizer, see `Transform`.
       edit: of the whole model, after the training where there is one.
       whole: data sets that the edit reads.
+      token: a token of its own that the edit teaches, see `NewToken`, or None.
     """
 
     spec: ObjectiveSpec | None
@@ -36,6 +37,7 @@ class Built:
     transform: Transform | None = None
     edit: Edit | None = None
     whole: tuple[str, ...] = ()
+    token: NewToken | None = None
 
 
 @dataclass(frozen=True)

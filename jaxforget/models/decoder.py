@@ -17,9 +17,10 @@ from jax.sharding import AxisType
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.mesh import AXES
 from jaxforget.engine.tree import Params, unflatten
-from jaxforget.engine.types import Head, Scores, TokenBatch, TokenStats
+from jaxforget.engine.types import Head, Push, Scores, TokenBatch, TokenStats
 from jaxforget.models import layers
 from jaxforget.models.config import DecoderConfig, param_shapes
+from jaxforget.models.inside import NOTHING, Inside, Look, run_layers
 from jaxforget_kernels import linear_cross_entropy
 
 DTYPES = ("float32", "bfloat16")
@@ -99,8 +100,8 @@ def hidden_states(
     cfg: DecoderConfig,
     compute: Compute = Compute(),
     *,
-    residual: int | None = None,
-) -> tuple[Array, Array | None]:
+    look: Look = NOTHING,
+) -> tuple[Array, Inside]:
     """Residual stream behind the last layer and the final norm.
 
     Args:
@@ -110,10 +111,10 @@ def hidden_states(
       positions: int32 `[B, L]`, restarting in every segment.
       cfg: the architecture.
       compute: dtype and rematerialisation.
-      residual: layer whose output is wanted too, counted from 0, negative from the last.
+      look: what is wanted too of inner layers.
     Returns:
-      (`[B, L, D]` in the compute dtype, the same behind layer `residual` or None); finite but
-      meaningless at padding. Where only the latter is used the other layers cost nothing.
+      (`[B, L, D]` in the compute dtype, what `look` asks for); finite but meaningless at padding.
+      Where only the latter is used the layers behind cost nothing.
     Raises:
       UserError: no such layer.
     """
@@ -121,7 +122,7 @@ def hidden_states(
     tables = layers.rope_tables(positions, cfg)
     everywhere = None if cfg.windowed else layers.attention_mask(positions, segments)
 
-    def body(x: Array, scanned: tuple[Params, dict[str, Array]]) -> tuple[Array, None]:
+    def body(x: Array, scanned: tuple[Params, dict[str, Array]]) -> tuple[Array, Array]:
         layer, extra = scanned
         mask = everywhere
         if mask is None:
@@ -131,25 +132,15 @@ def hidden_states(
             return layers.attend(q, k, v, mask, cfg), None
 
         rope = layers.select_rope(tables, extra["rope"])
-        x, _ = layers.block(layer, x, rope, core, cfg)
-        return _by_rows(x), None
+        x, _, inner = layers.block(layer, x, rope, core, cfg)
+        return _by_rows(x), inner
 
     with jax.named_scope("layers"):
-        stack, body = (params["layers"], layers.layer_extras(cfg)), _remat(body, compute)
-        inner = None
-        if residual is not None:
-            last = _layer_index(residual, cfg)
-            x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[: last + 1], stack))
-            inner, stack = x, jax.tree.map(lambda leaf: leaf[last + 1 :], stack)
-        x, _ = jax.lax.scan(body, x, stack)
+        stack = params["layers"], layers.layer_extras(cfg)
+        remat = functools.partial(_remat, compute=compute)
+        x, inside = run_layers(body, x, stack, cfg.layers, look, remat)
     with jax.named_scope("final_norm"):
-        return layers.norm(x, params["final_norm"], cfg), inner
-
-
-def _layer_index(layer: int, cfg: DecoderConfig) -> int:
-    if not -cfg.layers <= layer < cfg.layers:
-        raise UserError(f"layer {layer}: the model has layers 0 to {cfg.layers - 1}")
-    return layer % cfg.layers
+        return layers.norm(x, params["final_norm"], cfg), inside
 
 
 def _by_rows(x: Array) -> Array:
@@ -206,6 +197,8 @@ def score(
     *,
     stats: bool = False,
     residual: int | None = None,
+    mlp_inner: int | None = None,
+    push: Push | None = None,
 ) -> Scores:
     """Log-probabilities of a batch's targets.
 
@@ -216,11 +209,15 @@ def score(
       compute: dtype and rematerialisation.
       stats: also fill `Scores.stats`, without gradient.
       residual: also fill `Scores.residual` with the output of this layer.
+      mlp_inner: also fill `Scores.mlp_inner` with the input of `mlp/down` of this layer.
+      push: added to a layer's output, see `Push`.
     Returns:
       See `Scores`; `hidden` and `head` are always filled (nobody pays for what nobody reads).
     """
     rows = batch.tokens, batch.segments, batch.positions
-    hidden, inner = hidden_states(params, *rows, cfg, compute, residual=residual)
+    hidden, inside = hidden_states(
+        params, *rows, cfg, compute, look=Look(residual, mlp_inner, push)
+    )
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:
         slots = _labelled(mask, batch.max_targets)
@@ -228,8 +225,10 @@ def score(
             jnp.take_along_axis(column, slots, axis=1) for column in (targets, mask, segments)
         )
         segments = jnp.where(mask != 0, segments, 0)
-        hidden = jnp.take_along_axis(hidden, slots[:, :, None], axis=1)
-        inner = None if inner is None else jnp.take_along_axis(inner, slots[:, :, None], axis=1)
+        states = hidden, inside
+        hidden, inside = jax.tree.map(
+            lambda leaf: jnp.take_along_axis(leaf, slots[:, :, None], axis=1), states
+        )
     output = head(params, cfg, compute)
     with jax.named_scope("head"):
         answer = linear_cross_entropy(
@@ -250,7 +249,8 @@ def score(
         head=output,
         stats=None if about is None else TokenStats(*about),
         targets=targets,
-        residual=inner,
+        residual=inside.residual,
+        mlp_inner=inside.mlp_inner,
         totals=batch.totals,
     )
 
@@ -272,6 +272,8 @@ class Score(Protocol):
         *,
         stats: bool = False,
         residual: int | None = None,
+        mlp_inner: int | None = None,
+        push: Push | None = None,
     ) -> Scores:
         """See `score`."""
         ...
@@ -290,7 +292,18 @@ def scorer(cfg: DecoderConfig, compute: Compute) -> Score:
         *,
         stats: bool = False,
         residual: int | None = None,
+        mlp_inner: int | None = None,
+        push: Push | None = None,
     ) -> Scores:
-        return score(params, batch, cfg, compute, stats=stats, residual=residual)
+        return score(
+            params,
+            batch,
+            cfg,
+            compute,
+            stats=stats,
+            residual=residual,
+            mlp_inner=mlp_inner,
+            push=push,
+        )
 
     return bound

@@ -148,7 +148,8 @@ def _prefill(
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             return layers.attend(q, k, v, sees, cfg), (k, v)
 
-        return layers.block(layer, x, layers.select_rope(tables, extra["rope"]), core, cfg)
+        rope = layers.select_rope(tables, extra["rope"])
+        return layers.block(layer, x, rope, core, cfg)[:2]
 
     x, (keys, values) = jax.lax.scan(body, x, (params["layers"], layers.layer_extras(cfg)))
     return layers.norm(x[:, -1], params["final_norm"], cfg), keys, values
@@ -185,7 +186,7 @@ def _decode(
             return layers.attend(q, k_all[index], v_all[index], sees, cfg), (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
-        x, (keys, values) = layers.block(layer, x, rope, core, cfg)
+        x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
         return (x, keys, values), None
 
     indices = jnp.arange(cfg.layers, dtype=jnp.int32)

@@ -221,12 +221,15 @@ def attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Arr
     return out.reshape(rows, length, heads, width)
 
 
-def mlp(p: Params, x: Array, cfg: DecoderConfig) -> Array:
-    """Feed-forward part of one layer, `[B, L, D]` -> `[B, L, D]`."""
+def mlp(p: Params, x: Array, cfg: DecoderConfig) -> tuple[Array, Array]:
+    """Feed-forward part of one layer: `[B, L, D]` -> `[B, L, D]`, and `[B, L, F]` inside it.
+
+    The latter is what `p["down"]` multiplies.
+    """
     activation = ACTIVATIONS[cfg.activation]
     up = linear(x, p["up"])
     inner = activation(linear(x, p["gate"])) * up if cfg.gated else activation(up)
-    return linear(inner, p["down"])
+    return linear(inner, p["down"]), inner
 
 
 type Core = Callable[[Array, Array, Array], tuple[Array, Any]]
@@ -235,7 +238,7 @@ type Core = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 def block(
     p: Params, x: Array, rope: tuple[Array, Array] | None, core: Core, cfg: DecoderConfig
-) -> tuple[Array, Any]:
+) -> tuple[Array, Any, Array]:
     """One decoder layer.
 
     Args:
@@ -245,7 +248,8 @@ def block(
       core: attention itself: `attend` with a mask, or with a cache of earlier keys.
       cfg: the architecture.
     Returns:
-      The new residual stream, and what `core` kept.
+      The new residual stream, what `core` kept, and what the feed-forward part multiplies last,
+      `[B, L, F]`.
     """
     with jax.named_scope("attention"):
         h = norm(x, p["attn_norm"], cfg)
@@ -257,7 +261,7 @@ def block(
     with jax.named_scope("mlp"):
         if not cfg.parallel:
             x = x + a
-        m = mlp(p["mlp"], norm(x, p["mlp_norm"], cfg) if "mlp_norm" in p else h, cfg)
+        m, inner = mlp(p["mlp"], norm(x, p["mlp_norm"], cfg) if "mlp_norm" in p else h, cfg)
         if "mlp_out_norm" in p:
             m = norm(m, p["mlp_out_norm"], cfg)
-    return (x + a + m if cfg.parallel else x + m), kept
+    return (x + a + m if cfg.parallel else x + m), kept, inner

@@ -33,8 +33,8 @@ class WholePasses:
     settings: TrainConfig
     mesh: Mesh
 
-    def __call__(self, role: str, *, singly: bool = False) -> Iterator[TokenBatch]:
-        """Batches of one pass in a fixed order; see `Passes`."""
+    def __call__(self, role: str, *, singly: bool = False, epochs: int = 1) -> Iterator[TokenBatch]:
+        """Batches in an order that the seed fixes; see `Passes`."""
         tokenised, shards = self.sets[role], meshes.row_shards(self.mesh)
         if singly:
             longest = int(tokenised.lengths.max())
@@ -50,8 +50,9 @@ class WholePasses:
             self.settings.row_length,
             shards,
         )
-        planned = batches.plan(batches.steps_per_epoch)
-        for step in range(batches.steps_per_epoch):
+        steps = epochs * batches.steps_per_epoch
+        planned = batches.plan(steps)
+        for step in range(steps):
             yield meshes.put_rows(planned.at(step)[0][role], self.mesh)
 
 
@@ -82,4 +83,5 @@ def material(
         passes=WholePasses(sets, settings, mesh),
         key=jax.random.key(settings.seed),
         ids=lambda role: example_ids(sets[role]).tolist(),
+        roles=tuple(sets),
     )

@@ -34,6 +34,7 @@ from jaxforget.studies.common import (
     tokens_of,
 )
 from jaxforget.studies.evaluate import read_suite, run_suite, write_page
+from jaxforget.studies.new_token import grown, token_sets
 from jaxforget.studies.requests import (
     Work,
     earlier_metrics,
@@ -71,12 +72,17 @@ def unlearn(
         refuse_missing(config, method)
         if config.evaluate is not None:
             read_suite(config.evaluate, run)
-        lm = load_model(config)
+        lm, tokens = load_model(config), []
+        if method.token is not None:
+            lm, tokens = grown(lm, method.token, 1 + len(config.requests))
         events.stage("reading data")
         requests = [
             read_roles(dataclasses.replace(config, forget=source), method, lm, run)
             for source in (config.forget, *config.requests)
         ]
+        if method.token is not None:
+            more = token_sets(config, method.token, lm, tokens)
+            requests = [{**sets, **own} for sets, own in zip(requests, more, strict=True)]
         return _run(config, method, lm, requests, run, events)
 
 

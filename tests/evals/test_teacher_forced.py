@@ -14,6 +14,7 @@ from jaxforget.engine import mesh as meshes
 from jaxforget.evals import teacher_forced
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models import decoder
+from jaxforget.models.inside import Look
 
 FIELDS = ("logp", "hit", "mean", "second_moment", "hidden", "residual")
 
@@ -46,8 +47,8 @@ def test_it_equals_scoring_each_example_alone(lm, tokenised):
         tokens, labelled = tokenised.tokens[span], tokenised.mask[span]
         ones = jnp.ones((1, len(tokens)), jnp.int32)
         positions = jnp.arange(len(tokens))[None]
-        hidden, inner = decoder.hidden_states(
-            lm.params, jnp.asarray(tokens)[None], ones, positions, lm.config, residual=0
+        hidden, (inner, _) = decoder.hidden_states(
+            lm.params, jnp.asarray(tokens)[None], ones, positions, lm.config, look=Look(0)
         )
         logits = np.asarray(decoder.logits(hidden, lm.head(lm.params)), np.float64)[0][labelled]
         every = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

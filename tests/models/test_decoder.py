@@ -13,7 +13,8 @@ from golden_models import load, rows
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import flatten
-from jaxforget.models import decoder, hf_tables
+from jaxforget.engine.types import Push
+from jaxforget.models import decoder, hf_tables, layers
 from jaxforget.models.config import param_shapes
 from jaxforget.models.decoder import Compute
 
@@ -266,6 +267,81 @@ def test_an_inner_layer_is_that_of_a_model_cut_behind_it(case):
         np.testing.assert_allclose(ours.logp, scored(cfg, params, batch).logp, atol=1e-5)
     with pytest.raises(UserError, match="layers 0 to"):
         scored(cfg, params, batch, residual=cfg.layers)
+
+
+def cut(cfg, params, start, stop):
+    """The model of layers start to stop alone."""
+    part = {**params, "layers": jax.tree.map(lambda x: x[start:stop], params["layers"])}
+    ropes, windows = cfg.layer_rope[start:stop], cfg.layer_window[start:stop]
+    short = dataclasses.replace(cfg, layers=stop - start, layer_rope=ropes, layer_window=windows)
+    return short, part
+
+
+@pytest.mark.parametrize("case", VARIED)
+def test_what_the_last_matrix_of_a_layer_multiplies_is_read_at_the_slots(case):
+    """Its product with that matrix is the difference that zeroing the matrix makes."""
+    cfg, params, _ = load(case)
+    batch = rows(*([s] for s in sequences(case)), length=24, max_targets=8, first_target=5)
+    for layer in (0, cfg.layers - 1):
+        got = scored(cfg, params, batch, mlp_inner=layer, residual=layer)
+        down = params["layers"]["mlp"]["down"]
+        made = got.mlp_inner @ down["w"][layer]
+        if "b" in down:
+            made = made + down["b"][layer][None, None]
+        if "mlp_out_norm" in params["layers"]:
+            one = jax.tree.map(lambda x: x[layer], params["layers"]["mlp_out_norm"])  # noqa: B023
+            made = layers.norm(made, one, cfg)
+        zeros = jax.tree.map(lambda x: x.at[layer].set(0.0), down)  # noqa: B023
+        without = {**params["layers"], "mlp": {**params["layers"]["mlp"], "down": zeros}}
+        bare = scored(cfg, {**params, "layers": without}, batch, residual=layer)
+        np.testing.assert_allclose(got.residual - bare.residual, made, atol=2e-5)
+        assert float(jnp.abs(made).max()) > 1e-2
+        np.testing.assert_allclose(got.logp, scored(cfg, params, batch).logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", VARIED)
+def test_a_push_is_added_behind_its_layer_at_its_place_alone(case):
+    """The layers behind it give what they give to a stream that is made by hand."""
+    cfg, params, _ = load(case)
+    batch = rows(*([s] for s in sequences(case)), length=24)
+    noise = jax.random.normal(jax.random.key(0), (2, cfg.hidden_size))
+    at = jnp.asarray([3, -1], jnp.int32)
+    push = Push(at=at, by=noise, layer=-2)
+    got = scored(cfg, params, batch, push=push, residual=-2)
+    plain = scored(cfg, params, batch, residual=-2)
+    stream = np.asarray(plain.residual).copy()
+    stream[0, 3] += np.asarray(noise[0])
+    np.testing.assert_allclose(got.residual, stream, atol=1e-6)
+    short, part = cut(cfg, params, cfg.layers - 1, cfg.layers)
+    tables = layers.rope_tables(batch.positions, cfg)
+    extra = jax.tree.map(lambda x: x[0], layers.layer_extras(short))
+    mask = layers.attention_mask(batch.positions, batch.segments, window=extra["window"])
+    last, _, _ = layers.block(
+        jax.tree.map(lambda x: x[0], part["layers"]),
+        jnp.asarray(stream),
+        layers.select_rope(tables, extra["rope"]),
+        lambda q, k, v: (layers.attend(q, k, v, mask, cfg), None),
+        cfg,
+    )
+    want = layers.norm(last, params["final_norm"], cfg)
+    held = np.asarray(batch.segments)[..., None] > 0
+    np.testing.assert_allclose(got.hidden * held, want * held, atol=3e-5)
+    np.testing.assert_array_equal(got.hidden[0, :3], plain.hidden[0, :3])
+    assert float(jnp.abs(got.hidden - plain.hidden)[0, 3:5].max()) > 1e-2
+    np.testing.assert_allclose(got.hidden[1], plain.hidden[1], atol=1e-6)
+
+
+def test_looking_inside_is_the_same_on_every_mesh():
+    cfg, params, _ = load("gpt2")
+    batch = rows(*([s] for s in sequences("gpt2") * 2), length=24)
+    push = Push(jnp.asarray([3, 1, -1, 2], jnp.int32), jnp.ones((4, cfg.hidden_size)), 0)
+    want = scored(cfg, params, batch, push=push, mlp_inner=-1, residual=0)
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        placed = meshes.put(params, meshes.shardings(params, mesh))
+        got = scored(cfg, placed, *meshes.put_rows((batch,), mesh), push=push, mlp_inner=-1)
+    np.testing.assert_allclose(got.mlp_inner, want.mlp_inner, atol=1e-5)
+    np.testing.assert_allclose(got.logp, want.logp, atol=1e-5)
 
 
 def test_layers_behind_the_only_one_used_cost_nothing():
