@@ -51,16 +51,46 @@ def test_truth_ratio_and_its_aggregates(seed):
     correct, wrong = rng.exponential(1.5, 7), rng.exponential(1.5, (7, 5))
     ratios = metrics.truth_ratio(correct, wrong.mean(1))
     geometric = np.prod(np.exp(-wrong), axis=1) ** (1 / 5)
-    guard = 1e-10  # the peer's, kept
-    np.testing.assert_allclose(ratios, geometric / (np.exp(-correct) + guard), rtol=1e-10)
-    closer = np.mean([min(r, 1 / (r + guard)) for r in ratios])
-    np.testing.assert_allclose(metrics.closer_to_one(ratios), closer, rtol=1e-8)
+    np.testing.assert_allclose(ratios, geometric / np.exp(-correct), rtol=1e-12)
+    closer = np.mean([min(r, 1 / r) for r in ratios])
+    np.testing.assert_allclose(metrics.closer_to_one(ratios), closer, rtol=1e-12)
     better = np.mean([max(0.0, 1 - r) for r in ratios])
-    np.testing.assert_allclose(metrics.true_better(ratios), better, rtol=1e-8, atol=1e-12)
-    share = np.mean(np.exp(-correct) / (np.exp(-correct) + geometric + guard))
-    np.testing.assert_allclose(metrics.probability_mean(correct, wrong.mean(1)), share, rtol=1e-8)
+    np.testing.assert_allclose(metrics.true_better(ratios), better, rtol=1e-12, atol=1e-12)
+    share = np.mean(np.exp(-correct) / (np.exp(-correct) + geometric))
+    np.testing.assert_allclose(metrics.probability_mean(correct, wrong.mean(1)), share, rtol=1e-12)
     for value in (closer, better, share):
         assert 0 <= value <= 1
+
+
+@settings(max_examples=20, deadline=None)
+@seeds
+def test_the_papers_truth_ratio_averages_probabilities(seed):
+    rng = np.random.default_rng(seed)
+    correct = rng.exponential(1.5, 5)
+    wrong = [rng.exponential(1.5, rng.integers(1, 6)) for _ in correct]
+    owner = np.repeat(np.arange(5), [len(each) for each in wrong])
+    shuffled = rng.permutation(len(owner))
+    got = metrics.paper_truth_ratio(correct, np.concatenate(wrong)[shuffled], owner[shuffled])
+    want = [np.exp(-w).mean() / np.exp(-c) for c, w in zip(correct, wrong, strict=True)]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    geometric = metrics.truth_ratio(correct, np.array([w.mean() for w in wrong]))
+    assert (got >= geometric * (1 - 1e-12)).all()
+    far = metrics.paper_truth_ratio(np.array([5e3]), np.array([4e3, 4001.0]), np.zeros(2, int))
+    assert np.isfinite(far).all()
+    with pytest.raises(UserError, match="example 1 has no wrong answer"):
+        metrics.paper_truth_ratio(correct[:2], np.ones(3), np.zeros(3, int))
+
+
+@settings(max_examples=20, deadline=None)
+@seeds
+def test_whole_answers_and_single_perplexities(seed):
+    logp, _, offsets = lists(seed)
+    flat = np.concatenate(logp).astype(np.float64)
+    whole = [np.prod(np.exp(each.astype(np.float64))) for each in logp]
+    np.testing.assert_allclose(metrics.sequence_probability(flat, offsets), whole, rtol=1e-12)
+    each = [np.exp(-each.astype(np.float64).mean()) for each in logp]
+    np.testing.assert_allclose(metrics.perplexities(metrics.mean_nll(flat, offsets)), each)
+    assert metrics.perplexities(np.array([1e4]))[0] == np.inf
 
 
 def test_truth_ratio_at_its_limits():
@@ -78,7 +108,7 @@ def test_option_probability(seed):
     rng = np.random.default_rng(seed)
     right, wrong = rng.random(6), rng.random((6, 3))
     got = metrics.option_probability(right, wrong.sum(1))
-    np.testing.assert_allclose(got, right / (right + wrong.sum(1)), rtol=1e-8)
+    np.testing.assert_allclose(got, right / (right + wrong.sum(1)), rtol=1e-12)
     assert metrics.option_probability(np.zeros(1), np.zeros(1)) == 0
 
 
@@ -99,6 +129,17 @@ def test_memorisation_leaves_out_the_last_target(seed):
     np.testing.assert_allclose(metrics.extraction_strength(flat, offsets), strengths)
     compat = metrics.extraction_strength(flat, offsets, peer_compat=True)
     np.testing.assert_allclose(compat, peers)
+
+
+def test_a_text_that_was_cut_short_keeps_its_last_token():
+    hits, offsets = np.array([1.0, 0, 1, 1, 0]), np.array([0, 3, 5])
+    ended = np.array([False, True])
+    np.testing.assert_allclose(
+        metrics.exact_memorization(hits, offsets, ended=ended), [2 / 3, 1], rtol=1e-12
+    )
+    strength = metrics.extraction_strength(hits, offsets, ended=ended)
+    np.testing.assert_allclose(strength, [1 / 3, 1], rtol=1e-12)
+    np.testing.assert_allclose(metrics.exact_memorization(hits, offsets), [0.5, 1])
 
 
 def test_memorisation_at_its_limits():
@@ -140,5 +181,15 @@ def test_what_is_broken_is_named_with_its_place():
         metrics.mean_nll(np.array([-1.0, -np.inf]), np.array([0, 2]))
     with pytest.raises(UserError, match="example 1 has no target"):
         metrics.mean_nll(np.array([-1.0]), np.array([0, 1, 1]))
+    with pytest.raises(UserError, match="example 0 has no target"):
+        metrics.mean_nll(np.array([-1.0]), np.array([0]))
+    with pytest.raises(UserError, match="differ in length: 2, 3"):
+        metrics.truth_ratio(np.ones(2), np.ones(3))
+    with pytest.raises(UserError, match="offsets must rise from 0 to the 3"):
+        metrics.exact_memorization(np.ones(3), np.array([0, 2]))
+    with pytest.raises(UserError, match="offsets must rise"):
+        metrics.extraction_strength(np.ones(3), np.array([0]))
+    with pytest.raises(UserError, match="value 0 is nan"):
+        metrics.exact_memorization(np.array([np.nan, 1.0]), np.array([0, 2]))
     with pytest.raises(UserError, match="below 0"):
         metrics.harmonic_mean({"a": -0.1})

@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import math
+import re
 import weakref
 
 import jax
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from evals import small
 
+from jaxforget.data.pack import pack_all
 from jaxforget.engine import mesh as meshes
 from jaxforget.evals import teacher_forced
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models import decoder
 from jaxforget.models.inside import Look
+from jaxforget_kernels import blocks
 
 FIELDS = ("logp", "hit", "mean", "second_moment", "hidden", "residual")
 
@@ -108,6 +112,26 @@ def test_nothing_is_compiled_twice_and_progress_is_told(lm, tokenised):
     assert len(calls) == 1
     batches = len(told) // 3
     assert told[:batches] == [(done + 1, batches) for done in range(batches)]
+
+
+def test_one_pass_gives_everything_and_keeps_no_distribution(lm, tokenised, monkeypatch):
+    calls, batch = [], pack_all(tokenised, rows=4, length=384)[0]
+    rows, slots, vocab = len(batch.tokens), batch.max_targets, lm.config.vocab_size
+    assert slots is not None
+    monkeypatch.setattr(blocks, "CPU_BUDGET", rows * slots // 4 * vocab)
+
+    def score(params, rows, **options):
+        calls.append(options)
+        return lm.score(params, rows, **options)
+
+    names = ("logp", "hit", "mean", "second_moment")
+    run = teacher_forced._compiled(score, names, True, None)
+    program = run.lower(lm.params, batch).compile().as_text()
+    assert calls == [{"stats": True}]
+    shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", program)
+    sizes = [tuple(map(int, shape.split(","))) for shape in shapes]
+    wide = [size for size in sizes if vocab in size and lm.config.hidden_size not in size]
+    assert max(map(math.prod, wide)) == rows * (slots // 4) * vocab
 
 
 def test_a_model_nobody_uses_any_more_is_freed(tokenised):
