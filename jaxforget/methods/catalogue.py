@@ -110,6 +110,7 @@ def _method(
         edit=built.edit,
         transform=built.transform,
         alternate=recipe.alternate,
+        own_text=built.own_text,
         weights_only=recipe.weights_only,
     )
 

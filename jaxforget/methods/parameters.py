@@ -332,6 +332,25 @@ class Amnesiac:
 
 
 @dataclass(frozen=True)
+class Lwf:
+    """Of `lwf`: `every` as in `periodic_ascent`, the others of `OwnText`.
+
+    The paper gives none of these numbers.
+    """
+
+    every: Annotated[int, Ge(1)] = 10
+    share: Annotated[float, Gt(0), Le(1)] = 0.25
+    select: Literal["highest", "random", "lowest"] = "highest"
+    learn_epochs: Positive = 1.0
+    rate: Positive | None = None
+    estimator: Literal["per_example", "squared_batch", "absolute_batch"] = "squared_batch"
+    max_new_tokens: Annotated[int, Ge(1)] = 64
+    temperature: Weight = 0.0
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
 class PeriodicAscent:
     """Of `periodic_ascent`: learning steps on the retain set between two forgetting steps."""
 

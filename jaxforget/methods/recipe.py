@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxforget.combiners import Finisher
+from jaxforget.edits.compatibility import OwnText
 from jaxforget.edits.material import Edit, NewToken
 from jaxforget.engine.types import Combiner, Loop
 from jaxforget.loops import PLAIN
@@ -26,6 +27,7 @@ class Built:
       transform: of the direction before the optimizer, see `Transform`.
       edit: of the whole model, after the training where there is one.
       whole: data sets that the edit reads.
+      own_text: how the model writes the forget set itself, see `OwnText`.
       token: a token of its own that the edit teaches, see `NewToken`, or None.
     """
 
@@ -37,6 +39,7 @@ class Built:
     transform: Transform | None = None
     edit: Edit | None = None
     whole: tuple[str, ...] = ()
+    own_text: OwnText | None = None
     token: NewToken | None = None
 
 

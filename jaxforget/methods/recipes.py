@@ -4,10 +4,11 @@ Adding one means adding one entry to `RECIPES` (and a small dataclass when its p
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from jaxforget import objectives as o
 from jaxforget.combiners import orthogonal_retain
+from jaxforget.edits.compatibility import OwnText
 from jaxforget.loops import OfmuSettings, PrimalDualSettings, ofmu, periodic, primal_dual
 from jaxforget.methods import parameters as p
 from jaxforget.methods.edit_recipes import EDITS
@@ -41,6 +42,20 @@ def _periodic_ascent(q: p.PeriodicAscent) -> Built:
     weights = {"forget": q.forget_weight, "retain": q.retain_weight}
     # apart: a step is on one role, and the other's rows must cost nothing
     return Built(o.graddiff(together=False), weights, loop=periodic(q.every))
+
+
+def _lwf(q: p.Lwf) -> Built:
+    own = OwnText(
+        learn_epochs=q.learn_epochs,
+        share=q.share,
+        select=q.select,
+        rate=q.rate,
+        estimator=q.estimator,
+        max_new_tokens=q.max_new_tokens,
+        temperature=q.temperature,
+    )
+    periodic_part = p.PeriodicAscent(q.every, q.forget_weight, q.retain_weight)
+    return replace(_periodic_ascent(periodic_part), own_text=own)
 
 
 def _bilevel_first_order(q: p.BlurBilevel) -> Built:
@@ -128,6 +143,14 @@ TRAINED: Mapping[str, Recipe] = {
         parameters=p.Llmu,
         build=weighted(lambda q: o.llmu_objective(q.retain)),
         alternate="mismatched",
+    ),
+    "lwf": Recipe(
+        title="Learning with forgetting",
+        paper="LWF (arXiv 2505.19715)",
+        formula="NLL(retain), and every few steps one of -NLL(own answers that conflict with it)",
+        parameters=p.Lwf,
+        build=_lwf,
+        cost="1F + 1B of one role; before, a short training on retain and 1F + 1B over the answers",
     ),
     "me": Recipe(
         title="Maximal entropy",

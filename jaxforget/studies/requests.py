@@ -69,6 +69,10 @@ def refuse_apart(config: UnlearnConfig | FinetuneConfig, method: Method, request
     if config.lora is not None and method.weights_only:
         raise UserError(f"lora: {method.name} takes none: {method.weights_only}")
     _refuse_judging(config, method)
+    if requests > 1 and method.own_text is not None:
+        raise UserError(
+            f"requests: {method.name} writes one forget set; make a run of each request"
+        )
     if requests > 1 and method.objective is not None and method.edit is not None:
         raise UserError(
             f"requests: {method.name} trains and then edits the starting model, which no later "

@@ -140,6 +140,10 @@ def _refuse(member: Member) -> None:
         raise UserError(
             f"base.method: {method.name} edits the weights; a sweep trains its settings"
         )
+    if method.own_text is not None:
+        raise UserError(
+            f"base.method: {method.name} makes a forget set for every setting; run them one by one"
+        )
     if method.prepare is not None:
         raise UserError(
             f"base.method: {method.name} with a mask measured on the data is not trained side by "

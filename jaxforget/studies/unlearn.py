@@ -35,6 +35,7 @@ from jaxforget.studies.common import (
 )
 from jaxforget.studies.evaluate import read_suite, run_suite, write_page
 from jaxforget.studies.new_token import grown, token_sets
+from jaxforget.studies.own_text import with_own_text
 from jaxforget.studies.requests import (
     Work,
     earlier_metrics,
@@ -83,6 +84,10 @@ def unlearn(
         if method.token is not None:
             more = token_sets(config, method.token, lm, tokens)
             requests = [{**sets, **own} for sets, own in zip(requests, more, strict=True)]
+        refuse_apart(config, method, len(requests))
+        if method.own_text is not None:
+            refuse_early(lm, requests[0], config.train, config.optimizer, config.lora)
+            requests = [with_own_text(config, method, lm, requests[0], run, events)]
         return _run(config, method, lm, requests, run, events)
 
 
@@ -105,6 +110,7 @@ def finetune(
                 "record_updates: with lora the steps change its factors, not the weights; record "
                 "a run that trains the weights"
             )
+        refuse_apart(config, method, 1)
         lm = load_model(config)
         events.stage("reading data")
         parts = [load_set(source, lm, config, run) for source in config.data]
@@ -126,7 +132,6 @@ def _run(
     events: Events,
     watched: frozenset[int] | None = None,
 ) -> Result:
-    refuse_apart(config, method, len(requests))
     for sets in requests:
         refuse_early(lm, sets, config.train, config.optimizer, config.lora)
     work = Work(config, method, lm, requests, run, meshes.make_mesh(config.mesh), watched)
