@@ -33,13 +33,14 @@ def finished(world, tmp_path_factory):
 
 def test_the_most_conflicting_texts_of_the_model_itself_are_forgotten(world, finished):
     rows = texts(finished)
-    prompts = [json.loads(line)["question"] for line in (world / "data" / "forget.jsonl").open()]
-    assert [row["prompt"] for row in rows] == prompts
+    given = [json.loads(line) for line in (world / "data" / "forget.jsonl").open()]
+    assert [row["prompt"] for row in rows] == [each["question"] for each in given]
     picked = [row["compatibility"] for row in rows if row["chosen"]]
     others = [row["compatibility"] for row in rows if not row["chosen"]]
     assert len(picked) == round(0.5 * len(rows)) and min(picked) >= max(others)
     lm = jf.load(str(world / "base"))
-    asked = prompt_ids([Record(prompts[0], "x", 0, "")], lm.tokenizer, Template(), 128)
+    first = Record(given[0]["question"], given[0]["answer"], 0, "")
+    asked = prompt_ids([first], lm.tokenizer, Template(), 128)
     new = lm.generate(lm.params, asked, max_new_tokens=6)[0]
     assert lm.tokenizer.decode(new, skip_special_tokens=True).strip() == rows[0]["answer"]
     forgetting = [row["forgetting"] for row in tiny.rows(finished)]
