@@ -194,6 +194,8 @@ class FinetuneConfig:
         tokenizer and draws the weights from `train.seed`.
       record_updates: a set whose rows may have to be forgotten one day: what every step that sees
         one of them does to the weights is kept under `updates/`, for the method amnesiac.
+      gradient_penalty: weight of the sum over tensors of the norms of the loss's gradient, which
+        prepares a model for the method iau (its paper takes 0.005); costs a second derivative.
     """
 
     model: str
@@ -213,6 +215,7 @@ class FinetuneConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluate: SuiteConfig | None = None
     record_updates: Source | None = None
+    gradient_penalty: Annotated[float, Ge(0)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jaxforget.edits.influence import (
     gradient_restriction,
     influence_approximation,
     mean_gradient,
+    penalised,
 )
 from jaxforget.edits.null_space import (
     closed_form_edit,
@@ -36,6 +37,7 @@ __all__ = [
     "l1_schedule",
     "mean_gradient",
     "null_space_projector",
+    "penalised",
     "read_updates",
     "record_updates",
     "second_moment",

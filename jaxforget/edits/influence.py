@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from jaxforget.edits.checks import STACKED, check_alike
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.tree import Params, matches, merge, path_string
-from jaxforget.engine.types import ScoreFn, TokenBatch
+from jaxforget.engine.types import Batches, Metrics, Reference, ScoreFn, Terms, TokenBatch
+from jaxforget.objectives import ObjectiveSpec
 
+PENALTY = "penalty"
 ROOT = 1e-12
 """Inside the roots of `gradient_norms`, so that a gradient of zero has a derivative."""
 
@@ -130,6 +133,29 @@ def gradient_restriction(
         return value + scale * gradient_norms(gradient, stacked=stacked)
 
     return restricted
+
+
+def penalised(spec: ObjectiveSpec, term: str) -> ObjectiveSpec:
+    """An objective with the gradient norms of one of its terms as a further term, `penalty`.
+
+    Args:
+      spec: any objective. Its micro-batches must not be accumulated: the norm of a mean gradient
+        is no mean of norms.
+      term: whose gradient.
+    Source: IAU (arXiv 2507.23257), gradient restriction.
+    """
+
+    def objective(
+        score: ScoreFn, params: Params, batches: Batches, reference: Reference
+    ) -> tuple[Terms, Metrics]:
+        def one(p: Params) -> tuple[Array, tuple[Terms, Metrics]]:
+            terms, metrics = spec.objective(score, p, batches, reference)
+            return terms[term], (terms, metrics)
+
+        gradient, (terms, metrics) = jax.grad(one, has_aux=True)(params)
+        return {**terms, PENALTY: gradient_norms(gradient)}, metrics
+
+    return replace(spec, objective=objective, terms=(*spec.terms, PENALTY))
 
 
 def gradient_norms(gradient: Params, *, stacked: str = STACKED) -> Array:

@@ -107,6 +107,8 @@ class Scores:
       residual: `[B, T, D]`, output of an inner layer behind each slot; None unless asked for.
       mlp_inner: `[B, T, F]`, what the last matrix of a layer's feed-forward part multiplies,
         behind each slot; None unless asked for.
+      values: float32 `[B, T, K]`, norms of attention's values at the first tokens of the slot's
+        example, by token and layer, 0 where it is shorter; None unless asked for.
       totals: as in the batch.
     """
 
@@ -120,6 +122,7 @@ class Scores:
     targets: Array | None = None
     residual: Array | None = None
     mlp_inner: Array | None = None
+    values: Array | None = None
     totals: Totals | None = None
 
 
@@ -149,18 +152,20 @@ class ReferenceScores:
       hidden: `[B, T, D]`, or None unless a distribution loss needs it.
       head: the starting model's output projection, or None.
       residual: `[B, T, D]`, output of its inner layer, or None.
+      values: float32 `[B, T, K]`, see `Scores`, or None.
     """
 
     logp: Array
     hidden: Array | None = None
     head: Head | None = None
     residual: Array | None = None
+    values: Array | None = None
 
 
 type ScoreFn = Callable[..., Scores]
 """(params, batch) -> scores; on request also `stats=True` (see `TokenStats`) or `residual=layer`
 (output of that layer, counted from 0, negative from the last). Decoders of ours also take
-`mlp_inner=layer` (see `Scores`) and `push` (see `Push`)."""
+`mlp_inner=layer`, `values=(layers, positions)` (see `Scores`) and `push` (see `Push`)."""
 
 type Batches = dict[str, TokenBatch]
 type Reference = dict[str, ReferenceScores]

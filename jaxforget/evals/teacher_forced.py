@@ -34,6 +34,7 @@ class TokenTable:
       second_moment: float32 `[M]`, E_p[(log p)^2]; None unless asked for.
       hidden: float32 `[M, D]`, final hidden states; None unless asked for.
       residual: float32 `[M, D]`, output of an inner layer; None unless asked for.
+      values: float32 `[M, K]`, see `Scores.values`; None unless asked for.
     """
 
     offsets: np.ndarray
@@ -43,6 +44,7 @@ class TokenTable:
     second_moment: np.ndarray | None = None
     hidden: np.ndarray | None = None
     residual: np.ndarray | None = None
+    values: np.ndarray | None = None
 
 
 def score_set(
@@ -55,6 +57,7 @@ def score_set(
     stats: bool = False,
     hidden: bool = False,
     residual: int | None = None,
+    values: tuple[int, int] | None = None,
     put: Callable[[Any], Any] = jax.device_put,
     counted: Callable[[int, int], None] = lambda *_: None,
 ) -> TokenTable:
@@ -69,6 +72,7 @@ def score_set(
       stats: also hit, mean and second moment of each target.
       hidden: also final hidden states.
       residual: also the output of this layer, counted from 0, negative from the last.
+      values: also norms of attention's values in the first layers at the first positions.
       put: places a batch on the devices.
       counted: told (batches done, batches in all).
     Returns:
@@ -77,8 +81,8 @@ def score_set(
     longest = int(tokenised.lengths.max())
     length = length or max(256, -(-longest // _MULTIPLE) * _MULTIPLE)
     batches = pack_all(tokenised, rows=rows, length=length)
-    names = _wanted(stats, hidden, residual is not None)
-    run = _compiled(score, names, stats, residual)
+    names = _wanted(stats, hidden, residual is not None, values is not None)
+    run = _compiled(score, names, stats, residual, values)
     tables: dict[str, np.ndarray] = {}
     pending: tuple[TokenBatch, Any] | None = None
     for done, batch in enumerate(batches, start=1):
@@ -92,22 +96,28 @@ def score_set(
     return TokenTable(offsets=tokenised.label_offsets, **tables)
 
 
-def _wanted(stats: bool, hidden: bool, residual: bool) -> tuple[str, ...]:
+def _wanted(stats: bool, hidden: bool, residual: bool, values: bool) -> tuple[str, ...]:
     names = [field.name for field in fields(TokenTable) if field.name != "offsets"]
     chosen = {"logp", *(["hidden"] if hidden else []), *(["residual"] if residual else [])}
     chosen |= {"hit", "mean", "second_moment"} if stats else set()
+    chosen |= {"values"} if values else set()
     return tuple(name for name in names if name in chosen)
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(
-    score: Callable[..., Scores], names: tuple[str, ...], stats: bool, residual: int | None
+    score: Callable[..., Scores],
+    names: tuple[str, ...],
+    stats: bool,
+    residual: int | None,
+    values: tuple[int, int] | None,
 ) -> Callable[..., Any]:
     def run(params: Params, batch: TokenBatch) -> tuple[Any, dict[str, Any]]:
         asked: dict[str, Any] = {"stats": True} if stats else {}
         asked |= {} if residual is None else {"residual": residual}
+        asked |= {} if values is None else {"values": values}
         scores = score(params, batch, **asked)
-        own = ("logp", "hidden", "residual")
+        own = ("logp", "hidden", "residual", "values")
         holders = [scores if name in own else scores.stats for name in names]
         found = zip(names, holders, strict=True)
         floats = {name: jnp.asarray(getattr(holder, name), jnp.float32) for name, holder in found}

@@ -111,6 +111,7 @@ def _method(
         transform=built.transform,
         alternate=recipe.alternate,
         own_text=built.own_text,
+        poison=built.poison,
         weights_only=recipe.weights_only,
     )
 

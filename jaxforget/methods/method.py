@@ -9,6 +9,7 @@ import optax
 
 from jaxforget import combiners
 from jaxforget.combiners import Finisher, check_terms, weighted_sum
+from jaxforget.data.triggers import Poison
 from jaxforget.edits.compatibility import OwnText
 from jaxforget.edits.material import Edit, NewToken
 from jaxforget.engine.errors import UserError, did_you_mean
@@ -51,6 +52,7 @@ class Method:
       prepare: what fills the combiner's state from the data before the first step, or None.
       transform: see `Transform`, or None.
       alternate: the alternate answers where none are configured.
+      poison: how triggered copies of the forget set are made, the role "poisoned", or None.
       own_text: how the model writes the forget set itself, or None.
       weights_only: why it cannot work on low-rank factors; "" where it can.
       token: a token of its own that the edit teaches, or None.
@@ -67,6 +69,7 @@ class Method:
     transform: Transform | None = None
     alternate: str = "refusals"
     own_text: OwnText | None = None
+    poison: Poison | None = None
     weights_only: str = ""
     token: NewToken | None = None
 

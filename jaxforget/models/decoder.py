@@ -122,18 +122,21 @@ def hidden_states(
     tables = layers.rope_tables(positions, cfg)
     everywhere = None if cfg.windowed else layers.attention_mask(positions, segments)
 
-    def body(x: Array, scanned: tuple[Params, dict[str, Array]]) -> tuple[Array, Array]:
+    def body(
+        x: Array, scanned: tuple[Params, dict[str, Array]]
+    ) -> tuple[Array, tuple[Array | None, Array | None]]:
         layer, extra = scanned
         mask = everywhere
         if mask is None:
             mask = layers.attention_mask(positions, segments, window=extra["window"])
 
-        def core(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-            return layers.attend(q, k, v, mask, cfg), None
+        def core(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+            squares = jnp.square(v.astype(jnp.float32)).sum((-2, -1))
+            return layers.attend(q, k, v, mask, cfg), jnp.sqrt(squares + 1e-12)
 
         rope = layers.select_rope(tables, extra["rope"])
-        x, _, inner = layers.block(layer, x, rope, core, cfg)
-        return _by_rows(x), inner
+        x, norms, inner = layers.block(layer, x, rope, core, cfg)
+        return _by_rows(x), (inner, norms)
 
     with jax.named_scope("layers"):
         stack = params["layers"], layers.layer_extras(cfg)
@@ -199,6 +202,7 @@ def score(
     residual: int | None = None,
     mlp_inner: int | None = None,
     push: Push | None = None,
+    values: tuple[int, int] | None = None,
 ) -> Scores:
     """Log-probabilities of a batch's targets.
 
@@ -211,13 +215,20 @@ def score(
       residual: also fill `Scores.residual` with the output of this layer.
       mlp_inner: also fill `Scores.mlp_inner` with the input of `mlp/down` of this layer.
       push: added to a layer's output, see `Push`.
+      values: (first layers, first positions): also fill `Scores.values`.
     Returns:
       See `Scores`; `hidden` and `head` are always filled (nobody pays for what nobody reads).
     """
     rows = batch.tokens, batch.segments, batch.positions
     hidden, inside = hidden_states(
-        params, *rows, cfg, compute, look=Look(residual, mlp_inner, push)
+        params,
+        *rows,
+        cfg,
+        compute,
+        look=Look(residual, mlp_inner, push, values[0] if values else 0),
     )
+    if values is not None:
+        inside = inside._replace(values=_first_values(inside.values, batch, values[1]))
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:
         slots = _labelled(mask, batch.max_targets)
@@ -251,8 +262,27 @@ def score(
         targets=targets,
         residual=inside.residual,
         mlp_inner=inside.mlp_inner,
+        values=inside.values,
         totals=batch.totals,
     )
+
+
+def _first_values(norms: Array | None, batch: TokenBatch, positions: int) -> Array:
+    """For every token the norms at the first tokens of its segment: `[B, L, positions * layers]`.
+
+    0 where the segment is shorter.
+    """
+    assert norms is not None
+    length = batch.tokens.shape[1]
+    start = jnp.arange(length)[None, :] - batch.positions
+    found = []
+    for position in range(positions):
+        index = jnp.minimum(start + position, length - 1)
+        same = jnp.take_along_axis(batch.segments, index, axis=1) == batch.segments
+        there = same & (start + position < length) & (batch.segments > 0)
+        picked = jnp.take_along_axis(norms, index[:, :, None], axis=1)
+        found.append(jnp.where(there[:, :, None], picked, 0.0))
+    return jnp.concatenate(found, axis=-1)
 
 
 def _labelled(mask: Array, count: int) -> Array:
@@ -274,6 +304,7 @@ class Score(Protocol):
         residual: int | None = None,
         mlp_inner: int | None = None,
         push: Push | None = None,
+        values: tuple[int, int] | None = None,
     ) -> Scores:
         """See `score`."""
         ...
@@ -294,6 +325,7 @@ def scorer(cfg: DecoderConfig, compute: Compute) -> Score:
         residual: int | None = None,
         mlp_inner: int | None = None,
         push: Push | None = None,
+        values: tuple[int, int] | None = None,
     ) -> Scores:
         return score(
             params,
@@ -304,6 +336,7 @@ def scorer(cfg: DecoderConfig, compute: Compute) -> Score:
             residual=residual,
             mlp_inner=mlp_inner,
             push=push,
+            values=values,
         )
 
     return bound

@@ -11,8 +11,9 @@ from jax import Array
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.types import Push
 
-type Body = Callable[[Array, Any], tuple[Array, Array | None]]
-"""(residual stream, one layer) -> (residual stream behind it, input of its `mlp/down`)."""
+type Body = Callable[[Array, Any], tuple[Array, tuple[Array | None, Array | None]]]
+"""(residual stream, one layer) -> (residual stream behind it, (input of its `mlp/down`, norms of
+its attention's values `[B, L]`))."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,24 @@ class Look:
       residual: layer whose output is wanted, or None.
       mlp_inner: layer of which the input of `mlp/down` is wanted, or None.
       push: see `Push`, or None.
+      values: first layers of which the norms of attention's values are wanted; 0: none.
     """
 
     residual: int | None = None
     mlp_inner: int | None = None
     push: Push | None = None
+    values: int = 0
 
 
 NOTHING = Look()
 
 
 class Inside(NamedTuple):
-    """What was asked for: `[B, L, D]` and `[B, L, F]`, or None; see `Look`."""
+    """What was asked for: `[B, L, D]`, `[B, L, F]` and `[B, L, n]`, or None; see `Look`."""
 
     residual: Array | None
     mlp_inner: Array | None
+    values: Array | None
 
 
 def run_layers(
@@ -59,29 +63,38 @@ def run_layers(
     """
 
     def scan(x: Array, start: int, stop: int, *, looking: bool = False) -> tuple[Array, Any]:
-        def one(x: Array, layer: Any) -> tuple[Array, Array | None]:
-            x, inner = body(x, layer)
-            return x, inner if looking else None
+        def one(x: Array, layer: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
+            x, (inner, norms) = body(x, layer)
+            return x, (inner if looking else None, norms if look.values else None)
 
         whole = stop - start == count
         part = stack if whole else jax.tree.map(lambda leaf: leaf[start:stop], stack)
-        return (x, None) if start == stop else jax.lax.scan(remat(one), x, part)
+        if start == stop:
+            return x, None
+        x, (inner, norms) = jax.lax.scan(remat(one), x, part)
+        parts.append(norms)
+        return x, inner
 
     wanted = look.residual, look.mlp_inner, None if look.push is None else look.push.layer
     out, into, pushed = (None if each is None else layer_index(each, count) for each in wanted)
+    parts: list[Array | None] = []
     states = inner = None
     done = 0
     for layer in sorted({each for each in (out, into, pushed) if each is not None}):
         if layer == into:
             x, _ = scan(x, done, layer)
-            x, (inner,) = scan(x, layer, layer + 1, looking=True)
+            x, (inner,) = scan(x, layer, layer + 1, looking=True)  # one layer
         else:
             x, _ = scan(x, done, layer + 1)
         if layer == pushed and look.push is not None:
             x = _pushed(x, look.push)
         states, done = (x if layer == out else states), layer + 1
     x, _ = scan(x, done, count)
-    return x, Inside(states, inner)
+    norms = None
+    if look.values:
+        found = jnp.concatenate([each for each in parts if each is not None])
+        norms = jnp.moveaxis(found[: look.values], 0, -1)
+    return x, Inside(states, inner, norms)
 
 
 def _pushed(x: Array, push: Push) -> Array:

@@ -29,6 +29,7 @@ from jaxforget.objectives.factories import (
     retain_objective,
     rmu_objective,
     simnpo_objective,
+    sink_objective,
     smoothed_objective,
     spread_objective,
     undial_objective,
@@ -39,10 +40,13 @@ from jaxforget.objectives.parts import Part, assemble
 from jaxforget.objectives.roles import score_roles
 from jaxforget.objectives.sequence import dpo, npo, sequence_logp, simnpo, valid_examples
 from jaxforget.objectives.shares import counts, share
+from jaxforget.objectives.sink import value_norms
 from jaxforget.objectives.spec import Needs, ObjectiveSpec
 from jaxforget.objectives.token import gradient_ascent, mean_logp, nll, weighted_ascent
 
 __all__ = [
+    "sink_objective",
+    "value_norms",
     "smoothed_objective",
     "retain_objective",
     "forget_nll_objective",

@@ -6,12 +6,13 @@ All have the metrics `<role>_tokens` of their roles; those on the forget set's l
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxforget.engine.types import Reference, Scores
-from jaxforget.objectives import adjusted, alternates, representation
+from jaxforget.objectives import adjusted, alternates, representation, sink
 from jaxforget.objectives.parts import Part, assemble, reference_of
 from jaxforget.objectives.retain import Retain, kl_part, nll_part, residual_part, retain_part
 from jaxforget.objectives.sequence import (
@@ -27,7 +28,7 @@ from jaxforget.objectives.shares import counts, share
 from jaxforget.objectives.spec import ObjectiveSpec
 from jaxforget.objectives.token import mean_logp, token_weights
 
-FORGET, RETAIN, ALTERNATE = "forget", "retain", "alternate"
+FORGET, RETAIN, ALTERNATE, POISONED = "forget", "retain", "alternate", "poisoned"
 
 
 def gradient_ascent_objective() -> ObjectiveSpec:
@@ -85,6 +86,11 @@ def npo_objective(beta: float, retain: Retain = "nll", *, together: bool = True)
 
     Source: Zhang et al. 2024 (arXiv 2404.05868), eq. 3.
     """
+    return assemble({FORGET: npo_part(beta), RETAIN: retain_part(retain)}, together=together)
+
+
+def npo_part(beta: float) -> Part:
+    """The forget term of `npo_objective`."""
     check_beta(beta)
 
     def value(scores, reference: Reference):
@@ -96,8 +102,44 @@ def npo_objective(beta: float, retain: Retain = "nll", *, together: bool = True)
         metrics = {**_logp_metric(mine), "npo_weight": share(weights, valid, total)}
         return share(npo_losses(ours, theirs, beta), valid, total), metrics
 
-    forget = Part((FORGET,), value, {FORGET: frozenset({"logp"})})
-    return assemble({FORGET: forget, RETAIN: retain_part(retain)}, together=together)
+    return Part((FORGET,), value, {FORGET: frozenset({"logp"})})
+
+
+def sink_objective(
+    base: Literal["npo", "graddiff"],
+    *,
+    beta: float = 0.1,
+    poisoned: bool = False,
+    values: sink.Values | None = None,
+    layers: int = 8,
+    positions: int = 1,
+    retain: Retain = "kl",
+) -> ObjectiveSpec:
+    """Unlearning with a regulariser on the values at attention sinks, with or without a backdoor.
+
+    Terms `forget` (the base's), `retain`, `poisoned` (KL(start || model) on triggered copies that
+    stay known) and `value` (see `value_part`, over all roles); the last two only where asked for:
+    without them it is the base method bit for bit.
+
+    Args:
+      base: whose forget term.
+      beta: of "npo".
+      poisoned: is there a set of triggered copies?
+      values: see `Values`; None: no regulariser.
+      layers, positions: see `value_part`.
+      retain: see `Retain`.
+    Source: Shang et al. 2025 (arXiv 2510.17021).
+    """
+    roles = (FORGET, RETAIN, *([POISONED] if poisoned else []))
+    parts = {
+        FORGET: npo_part(beta) if base == "npo" else _ascent(),
+        RETAIN: retain_part(retain),
+        POISONED: kl_part(POISONED) if poisoned else None,
+        "value": sink.value_part(roles, values, layers=layers, positions=positions)
+        if values
+        else None,
+    }
+    return assemble(parts)
 
 
 def simnpo_objective(beta: float, margin: float = 0.0, retain: Retain = "nll") -> ObjectiveSpec:

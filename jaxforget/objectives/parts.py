@@ -4,7 +4,8 @@ A part's value is the batch's share of a mean over the step (see `shares`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jax import Array
 
@@ -36,6 +37,7 @@ class Part:
       reference: by role, what it compares with of the starting model; see `Needs`.
       aligned: roles whose examples are partners of the forget set's; see `Needs`.
       residual: layer whose output it reads, or None.
+      values: (first layers, first positions) of the values whose norms it reads, or None.
       random: compares with a randomly initialised model instead of the starting model.
     """
 
@@ -45,6 +47,7 @@ class Part:
     aligned: frozenset[str] = frozenset()
     residual: int | None = None
     random: bool = False
+    values: tuple[int, int] | None = None
 
 
 def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> ObjectiveSpec:
@@ -66,21 +69,27 @@ def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> Obje
     if len(layers) > 1:
         raise UserError(f"terms of one objective must read the same layer, not {sorted(layers)}")
     residual = next(iter(layers), None)
-    options = {} if residual is None else {"residual": residual}
+    read = {part.values for part in terms.values() if part.values is not None}
+    if len(read) > 1:
+        raise UserError(f"terms of one objective must read the same values, not {sorted(read)}")
+    values = next(iter(read), None)
+    options: dict[str, Any] = {} if residual is None else {"residual": residual}
+    options |= {} if values is None else {"values": values}
 
     def objective(
         score: ScoreFn, params: Params, batches: Batches, cached: Reference
     ) -> tuple[Terms, Metrics]:
         scores = score_roles(score, params, batches, roles, together=together, **options)
         metrics: Metrics = {}
-        values: Terms = {}
+        found: Terms = {}
         for name, part in terms.items():
-            values[name], more = part.value(scores, cached)
+            found[name], more = part.value(scores, cached)
             metrics |= more
         tokens = {f"{role}_tokens": labelled_count(scores[role]) for role in roles}
-        return values, {**metrics, **tokens}
+        return found, {**metrics, **tokens}
 
-    return ObjectiveSpec(objective, _needs(roles, terms, residual), tuple(terms))
+    needs = replace(_needs(roles, terms, residual), values=values)
+    return ObjectiveSpec(objective, needs, tuple(terms))
 
 
 def _needs(roles: tuple[str, ...], terms: Mapping[str, Part], residual: int | None) -> Needs:

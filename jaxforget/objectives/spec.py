@@ -13,11 +13,12 @@ class Needs:
     Attributes:
       roles: data sets, e.g. ("forget", "retain").
       reference: by role, the scores of the starting model it compares with: "logp" of every
-        target, "hidden", the hidden states with the output head, and "residual", the output of
-        layer `residual`. A role it does not compare is absent.
+        target, "hidden", the hidden states with the output head, "residual", the output of
+        layer `residual`, and "values", see `values`. A role it does not compare is absent.
       aligned: roles whose example i is the partner of the forget set's example i; both are seen
         in the same step, row and segment.
       residual: the layer, where an inner one is read.
+      values: (first layers, first positions) of the values whose norms are read, or None.
       random: roles compared with a randomly initialised model instead of the starting model.
     """
 
@@ -26,6 +27,7 @@ class Needs:
     aligned: frozenset[str] = frozenset()
     residual: int | None = None
     random: frozenset[str] = frozenset()
+    values: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 
 LOGP, HIDDEN, RESIDUAL = "reference_logp", "reference_hidden", "reference_residual"
+VALUES = "reference_values"
 
 
 def reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) -> dict[str, Head]:
@@ -63,5 +64,9 @@ def _reference(columns: Mapping[str, Any], head: Head | None) -> ReferenceScores
     if hidden is not None and head is not None:
         hidden = hidden.astype(head.weight.dtype)  # as the model multiplies them
     return ReferenceScores(
-        logp=columns[LOGP], hidden=hidden, head=head, residual=columns.get(RESIDUAL)
+        logp=columns[LOGP],
+        hidden=hidden,
+        head=head,
+        residual=columns.get(RESIDUAL),
+        values=columns.get(VALUES),
     )

@@ -18,7 +18,7 @@ from jaxforget.engine.tree import flatten
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.objectives import Needs
-from jaxforget.studies.inputs import HIDDEN, LOGP, RESIDUAL
+from jaxforget.studies.inputs import HIDDEN, LOGP, RESIDUAL, VALUES
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ def with_reference(
             printed[random] = fingerprint(teacher.params, repr(lm.compute), repr(lm.config))
         model = printed[random]
         inner = needs.residual if "residual" in fields else None
+        values = needs.values if "values" in fields else None
         identity = f"{model} {sets[role].fingerprint} {sorted(fields)} {inner}"
+        identity += f" {values}" if values else ""  # older caches stay valid
         key = hashlib.sha256(identity.encode())
         file = folder / f"reference-{key.hexdigest()[:32]}"
         columns = _read(file, fields, int(sets[role].mask.sum()))
@@ -75,7 +77,7 @@ def with_reference(
             log.info(
                 "scoring the %s set with the %s model", role, "random" if random else "starting"
             )
-            columns = _score(teacher, sets[role], "hidden" in fields, inner, rows, put)
+            columns = _score(teacher, sets[role], "hidden" in fields, inner, values, rows, put)
             _write(file, columns)
         made[role] = sets[role].with_columns(**columns)
     return made
@@ -86,18 +88,31 @@ def _score(
     tokenised: TokenisedSet,
     hidden: bool,
     layer: int | None,
+    values: tuple[int, int] | None,
     rows: int,
     put: Callable[[Any], Any],
 ) -> dict[str, np.ndarray]:
     table = score_set(
-        lm.score, lm.params, tokenised, rows=rows, hidden=hidden, residual=layer, put=put
+        lm.score,
+        lm.params,
+        tokenised,
+        rows=rows,
+        hidden=hidden,
+        residual=layer,
+        values=values,
+        put=put,
     )
-    found = {LOGP: table.logp, HIDDEN: table.hidden, RESIDUAL: table.residual}
+    found = {
+        LOGP: table.logp,
+        HIDDEN: table.hidden,
+        RESIDUAL: table.residual,
+        VALUES: table.values,
+    }
     return {name: column for name, column in found.items() if column is not None}
 
 
 def _names(fields: frozenset[str]) -> list[str]:
-    asked = {"hidden": HIDDEN, "residual": RESIDUAL}
+    asked = {"hidden": HIDDEN, "residual": RESIDUAL, "values": VALUES}
     return [LOGP, *(name for field, name in asked.items() if field in fields)]
 
 

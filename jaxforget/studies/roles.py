@@ -7,20 +7,22 @@ from jaxforget.data.alternates import GENERATED, mismatched, refusals
 from jaxforget.data.records import Record, refuse_overlap
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.sources import DataSource, load_records
+from jaxforget.data.triggers import poisoned
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import RunDirectory
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies.common import tokens_of
 
-FORGET, RETAIN, ALTERNATE = "forget", "retain", "alternate"
+FORGET, RETAIN, ALTERNATE, POISONED = "forget", "retain", "alternate", "poisoned"
+MADE = (ALTERNATE, POISONED)  # by the engine, where no file is named
 
 
 def refuse_missing(config: UnlearnConfig, method: Method) -> None:
     """Raise UserError where a method needs a data set that the configuration does not name."""
     needed = [*method.roles, *([RETAIN] if _donor(config, method) == "retain_answers" else [])]
     for role in needed:
-        if role != ALTERNATE and getattr(config, role) is None:
+        if role not in MADE and getattr(config, role) is None:
             raise UserError(f"{role}: method {method.name!r} needs this data set; name a file")
 
 
@@ -40,6 +42,9 @@ def read_roles(
     for role in method.roles:
         if role == ALTERNATE:
             records[role] = _alternates(config, method, records)
+        elif role == POISONED:
+            assert method.poison is not None
+            records[role] = poisoned(records[FORGET], method.poison, config.train.seed)
         elif role not in records:
             records[role] = load_records(getattr(config, role))
     sets = {role: tokens_of(records[role], lm, config, run) for role in method.roles}

@@ -13,6 +13,7 @@ from jaxforget.combiners import weighted_sum
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet, example_ids
+from jaxforget.edits.influence import PENALTY, penalised
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import on_first
@@ -48,7 +49,7 @@ from jaxforget.studies.training import Trained, refuse_early
 
 log = logging.getLogger(__name__)
 
-FINETUNE = "finetune"
+FINETUNE, NLL = "finetune", "nll"
 
 
 def unlearn(
@@ -96,8 +97,14 @@ def finetune(
 ) -> Result:
     """Teach a model `config.data` by maximum likelihood; see `unlearn` for the rest."""
     config = configs.resolve(FinetuneConfig, config)
-    spec = nll_objective()
-    method = methods.from_parts(FINETUNE, spec, weighted_sum({"nll": 1.0}))
+    spec, weights = nll_objective(), {NLL: 1.0}
+    if config.gradient_penalty:
+        if config.train.accumulate > 1:
+            raise UserError(
+                "gradient_penalty: needs the whole batch at once; set train.accumulate=1"
+            )
+        spec, weights = penalised(spec, NLL), {**weights, PENALTY: config.gradient_penalty}
+    method = methods.from_parts(FINETUNE, spec, weighted_sum(weights))
     (role,) = method.roles
     with opened(config) as run:
         finished = _finished(run, config)

@@ -1,19 +1,27 @@
 """Influence approximation: float64 gradients and steps, limits, double backward."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from engine import toy
 from objectives import toy_lm as toy
 
+import jaxforget as jf
+from jaxforget.data import fictitious
 from jaxforget.edits import (
     gradient_norms,
     gradient_restriction,
     influence_approximation,
     mean_gradient,
 )
+from jaxforget.edits.influence import penalised
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.run_dir import read_metrics
+from jaxforget.objectives import nll_objective
 
 SOME, PARAMS = toy.examples(1, 7), toy.params(0)
 
@@ -194,3 +202,49 @@ def test_at_a_stationary_point_the_penalty_has_gradient_zero_not_nan():
     value, gradient = jax.value_and_grad(gradient_restriction(flat))({"w": jnp.zeros(3)})
     np.testing.assert_allclose(value, 0.005 * 1e-6, rtol=1e-5)
     np.testing.assert_array_equal(gradient["w"], 0.0)
+
+
+def test_the_penalty_of_an_objective_is_that_of_its_gradient():
+    spec = penalised(nll_objective(), "nll")
+    assert spec.terms == ("nll", "penalty")
+    batches = {"train": toy.batch(1)}
+
+    def plain(params):
+        return nll_objective().objective(toy.score, params, batches, {})[0]["nll"]
+
+    terms, _ = spec.objective(toy.score, toy.params(), batches, {})
+    gradient = {k: np.float64(v["w"]) for k, v in jax.grad(plain)(toy.params()).items()}
+    expected = sum(np.sqrt((each**2).sum()) for each in gradient.values())
+    np.testing.assert_allclose(terms["penalty"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(terms["nll"], plain(toy.params()))
+
+
+def test_finetuning_with_the_penalty_ends_where_gradients_are_smaller(tmp_path):
+    fictitious.write(tmp_path, forget_people=1, retain_people=3, known_people=3, facts=2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "hidden_size": 16, "head_dim": 8, "intermediate_size": 24}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def taught(name, **more):
+        settings = {
+            "model": str(tmp_path),
+            "initialise": "random",
+            "data": str(tmp_path / "train_full.jsonl"),
+            "run_dir": str(tmp_path / name),
+            "max_length": 64,
+            "train": {"steps": 6, "batch_size": 4, "log_every": 1, **more.pop("train", {})},
+            "optimizer": {"learning_rate": 3e-3},
+            **more,
+        }
+        jf.finetune(settings)
+        return read_metrics(tmp_path / name / "metrics.jsonl")
+
+    def losses(rows):
+        return [row["nll"] for row in rows]
+
+    plain, none = taught("plain"), taught("none", gradient_penalty=0.0)
+    assert losses(plain) == losses(none) and "penalty" not in none[0]
+    held = taught("held", gradient_penalty=0.5)
+    assert held[-1]["penalty"] < held[0]["penalty"] and losses(held) != losses(plain)
+    with pytest.raises(UserError, match="gradient_penalty: needs the whole batch"):
+        taught("apart", gradient_penalty=0.5, train={"accumulate": 2})
