@@ -47,9 +47,9 @@ def token_sets(
 ) -> list[Mapping[str, TokenisedSet]]:
     """For every request the sets around its token, by role; see `NewToken`.
 
-    Refusals are named by a hash of the question, or read from `alternate`. The chat form is the tokenizer's template; the
-    plain form is the configured template, or question and answer alone where that is the chat
-    template. Questions are asked in the configured one.
+    Refusals are named by a hash of the question, or read from `alternate`. The chat form is the
+    tokenizer's template; the plain form is the configured template, or question and answer alone
+    where that is the chat template. Questions are asked in the configured one.
 
     Args:
       config: of the run.
