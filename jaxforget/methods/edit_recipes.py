@@ -120,7 +120,7 @@ EDITS: Mapping[str, Recipe] = {
         formula="W + D, D = P D of least |K D - R|^2 + lam |D|^2: forget then begins with [UNL]",
         parameters=p.UniErase,
         build=_unierase,
-        cost="no steps; 18F + 18B over forget for the token and 11F + 11B for the search",
+        cost="no steps; 31F + 31B over forget for the token, 12F + 10B for the search",
         weights_only=DIRECT,
     ),
     "woodfisher": Recipe(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from jaxforget.config import UnlearnConfig
-from jaxforget.data.alternates import refusals_by_prompt
+from jaxforget.data.alternates import GENERATED, refusals_by_prompt
 from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.sources import load_records
@@ -15,6 +15,7 @@ from jaxforget.engine.errors import UserError
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.vocabulary import with_tokens
 from jaxforget.studies.common import longest
+from jaxforget.studies.roles import refuse_strangers
 
 
 def grown(lm: LanguageModel, token: NewToken, requests: int) -> tuple[LanguageModel, list[int]]:
@@ -46,9 +47,9 @@ def token_sets(
 ) -> list[Mapping[str, TokenisedSet]]:
     """For every request the sets around its token, by role; see `NewToken`.
 
-    Refusals are named by a hash of the question. The chat form is the tokenizer's template; the
-    plain form is the configured template, or question and answer alone where that is the chat
-    template. Questions are asked in the configured one.
+    Refusals are named by a hash of the question, or read from `alternate`. The chat form is the
+    tokenizer's template; the plain form is the configured template, or question and answer alone
+    where that is the chat template. Questions are asked in the configured one.
 
     Args:
       config: of the run.
@@ -56,14 +57,15 @@ def token_sets(
       lm: the grown model.
       ids: of the requests' tokens.
     Raises:
-      UserError: unreadable data, a record without a prompt, one that is too long.
+      UserError: unreadable data, a record without a prompt, one that is too long, alternate
+        answers that are no refusals or belong to other questions.
     """
     sources, made = [config.forget, *config.requests], []
     records = [load_records(source) for source in sources]
     plain, forms = _forms(config.template, lm)
     limit = longest(config, lm)
     for index, (some, own) in enumerate(zip(records, ids, strict=True)):
-        refused = refusals_by_prompt(some)
+        refused = _refused(config, some)
         asked = {QUESTIONS: some}
         if index:
             asked[EARLIER] = [record for each in records[:index] for record in each]
@@ -75,6 +77,19 @@ def token_sets(
             }
         )
     return made
+
+
+def _refused(config: UnlearnConfig, records: Sequence[Record]) -> list[Record]:
+    source = config.alternate
+    if source is None or source.path == "refusals":
+        return refusals_by_prompt(records)
+    if source.path in GENERATED:
+        raise UserError(
+            f"alternate: {source.path!r} are no refusals; name a file of them, or leave it out"
+        )
+    found = load_records(source)
+    refuse_strangers(records, found)
+    return found
 
 
 def _questions(

@@ -1,5 +1,6 @@
 """The data sets a method reads, by role."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxforget.config import UnlearnConfig
@@ -105,12 +106,12 @@ def _alternates(
     assert config.alternate is not None
     found = load_records(config.alternate)
     if ALTERNATE in method.needs.aligned:
-        _refuse_strangers(forget, found)
+        refuse_strangers(forget, found)
     return found
 
 
-def _refuse_strangers(forget: list[Record], alternate: list[Record]) -> None:
-    """Partners are told by their place and must ask the same."""
+def refuse_strangers(forget: Sequence[Record], alternate: Sequence[Record]) -> None:
+    """Raise UserError where partners, told by their place, do not ask the same."""
     if len(forget) != len(alternate):
         raise UserError(
             f"alternate: {alternate[0].source} has {len(alternate)} rows, the forget set "
