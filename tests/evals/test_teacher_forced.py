@@ -51,7 +51,7 @@ def test_it_equals_scoring_each_example_alone(lm, tokenised):
         tokens, labelled = tokenised.tokens[span], tokenised.mask[span]
         ones = jnp.ones((1, len(tokens)), jnp.int32)
         positions = jnp.arange(len(tokens))[None]
-        hidden, (inner, _) = decoder.hidden_states(
+        hidden, (inner, *_) = decoder.hidden_states(
             lm.params, jnp.asarray(tokens)[None], ones, positions, lm.config, look=Look(0)
         )
         logits = np.asarray(decoder.logits(hidden, lm.head(lm.params)), np.float64)[0][labelled]
@@ -125,7 +125,7 @@ def test_one_pass_gives_everything_and_keeps_no_distribution(lm, tokenised, monk
         return lm.score(params, rows, **options)
 
     names = ("logp", "hit", "mean", "second_moment")
-    run = teacher_forced._compiled(score, names, True, None)
+    run = teacher_forced._compiled(score, names, True, None, None)
     program = run.lower(lm.params, batch).compile().as_text()
     assert calls == [{"stats": True}]
     shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", program)
