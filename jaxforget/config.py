@@ -114,8 +114,12 @@ class SuiteConfig:
 
     Attributes:
       forget, retain, real_authors, world_facts: evaluation sets; TOFU's *_perturbed files.
+      holdout: examples of the forget set's kind that no model has seen; membership inference
+        tells the forget set from them.
       oracle: results.json (or run directory) of a model that never saw the forget set.
-      generate: also generate answers and score them with ROUGE.
+      generate: also generate answers; score them with ROUGE, count refusals and gibberish.
+      gradient_norms: also that membership attack; a backward pass for every example of forget
+        and holdout.
       max_new_tokens: longest generated answer.
       batch_size: prompts generated at a time, and packed rows scored at a time.
       limit: rows used of each set; None: all.
@@ -128,8 +132,10 @@ class SuiteConfig:
     retain: Source | None = None
     real_authors: Source | None = None
     world_facts: Source | None = None
+    holdout: Source | None = None
     oracle: str | None = None
     generate: bool = True
+    gradient_norms: bool = False
     max_new_tokens: Annotated[int, Ge(1)] = 200
     batch_size: Annotated[int, Ge(1)] = 32
     limit: Annotated[int, Ge(1)] | None = None
@@ -474,5 +480,5 @@ def _dataclass_in(hint: Any) -> Any:
 
 def suite_sources(suite: SuiteConfig) -> dict[str, DataSource]:
     """The suite's sets by name, those that are given."""
-    names = ("forget", "retain", "real_authors", "world_facts")
+    names = ("forget", "retain", "real_authors", "world_facts", "holdout")
     return {name: getattr(suite, name) for name in names if getattr(suite, name) is not None}

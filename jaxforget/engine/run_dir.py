@@ -43,6 +43,11 @@ class RunDirectory:
         return self.path / "results.json"
 
     @property
+    def examples(self) -> pathlib.Path:
+        """One JSON object an evaluated example, with all its values."""
+        return self.path / "examples.jsonl"
+
+    @property
     def checkpoints(self) -> pathlib.Path:
         """Orbax checkpoints of the training state."""
         return self.path / "checkpoints"

@@ -13,6 +13,8 @@ from jaxforget.config import EvaluateConfig, SuiteConfig, suite_sources
 from jaxforget.data.records import Record, variants
 from jaxforget.data.sources import load_records
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.files import write_atomically
+from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.engine.tree import Params
 from jaxforget.evals import tofu
@@ -48,7 +50,7 @@ def evaluate(
         lm = load_model(config)
         events.stage("evaluating")
         watch = Stopwatch()
-        found = run_suite(config.evaluate, lm, lm.params, config, run, events)
+        found = run_suite(config.evaluate, lm, lm.params, config, run, events, place=run)
         results = {
             "method": "evaluate",
             "model": config.model,
@@ -75,10 +77,7 @@ def read_suite(
       UserError: no set, a set that cannot be read, or an oracle that cannot be compared.
     """
     sources = suite_sources(suite)
-    if not sources:
-        raise UserError(
-            "evaluate: names no set. Allowed: forget, retain, real_authors, world_facts."
-        )
+    tofu.refuse_sets(sources.keys(), with_gradient_norms=suite.gradient_norms)
     sets = {name: load_records(source)[: suite.limit] for name, source in sources.items()}
     for records in sets.values():
         for key in ("perturbed_answer", "paraphrased_answer"):
@@ -111,6 +110,8 @@ def run_suite(
     config: Any,
     run: RunDirectory,
     events: Events,
+    *,
+    place: RunDirectory | None = None,
 ) -> dict[str, Any]:
     """The suite's part of results.json: metrics, per-example rows, generations, the oracle's.
 
@@ -120,6 +121,7 @@ def run_suite(
       config: of the study, for `template` and `max_length`.
       run: the run directory, so that a run cannot be its own oracle.
       events: told how far it is.
+      place: where examples.jsonl is written; None: nowhere.
     """
     sets, oracle = read_suite(suite, run)
     result = tofu.evaluate(
@@ -128,11 +130,12 @@ def run_suite(
         sets,
         template=config.template,
         max_length=longest(config, lm),
-        oracle=oracle["evaluation"]["rows"]["forget"] if oracle else None,
+        oracle=oracle["evaluation"]["rows"] if oracle else None,
         generate=suite.generate,
         max_new_tokens=suite.max_new_tokens,
         batch_size=suite.batch_size,
         utility_over=suite.utility_over,
+        with_gradient_norms=suite.gradient_norms,
         peer_compat=suite.peer_compat,
         counted=events.counted,
     )
@@ -141,6 +144,9 @@ def run_suite(
         if value is not None and not math.isfinite(value):  # JSON has no infinity
             found["metrics"][name] = None
             found["evaluation"]["reasons"][name] = f"it is {value}"
+    if place is not None:
+        lines = "".join(json.dumps(example) + "\n" for example in result.examples())
+        on_first(lambda: write_atomically(place.examples, lines))
     return {**found, "oracle": oracle["metrics"]} if oracle else found
 
 

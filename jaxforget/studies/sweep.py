@@ -249,10 +249,11 @@ def _judge(
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    assert member.config.evaluate is not None
+    suite = member.config.evaluate
+    assert suite is not None
     events.stage(f"evaluating {member.name}")
     params = merge_lora(leaves)
-    found = run_suite(member.config.evaluate, lm, params, member.config, run, events)
+    found = run_suite(suite, lm, params, member.config, run, events, place=place)
     found = {"method": member.config.method["name"], **found, "config_sha256": key}
     on_first(lambda: write_results(place, found))
     return found

@@ -173,8 +173,8 @@ def _one(
         results["edit"] = {name: float(value) for name, value in edited.items()}
     if config.evaluate is not None:
         events.stage("evaluating")
-        suite = run_suite(config.evaluate, work.lm, params, config, work.run, events)
-        results.update(suite)
+        found = run_suite(config.evaluate, work.lm, params, config, work.run, events, place=place)
+        results.update(found)
     if not last:
         on_first(lambda: write_results(place, results))
     return after, results
@@ -182,6 +182,8 @@ def _one(
 
 def _finish(run: RunDirectory, results: Mapping[str, Any]) -> None:
     run.report.unlink(missing_ok=True)  # an older one must not outlive its results
+    if "evaluation" not in results:
+        run.examples.unlink(missing_ok=True)
     write_results(run, results)
     write_page(run)
 
