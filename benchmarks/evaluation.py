@@ -96,12 +96,14 @@ def _teach(data: pathlib.Path, folder: pathlib.Path, steps: int) -> None:
     )
 
 
-def ours(model: str, data: pathlib.Path, share: int) -> dict[str, Any]:
+def ours(model: str, data: pathlib.Path, share: int, compute: str) -> dict[str, Any]:
     """One process of jaxforget's lane: the suite twice, the first time with compilation."""
     from jaxforget.evals import tofu
+    from jaxforget.models import Compute
     from jaxforget.models.language_model import load
 
-    lm, sets = load(model, dtype="float32"), records_of(data, share)
+    lm = load(model, dtype="float32", compute=Compute(dtype=compute))
+    sets = records_of(data, share)
     found: dict[str, Any] = {}
     for name in ("cold", "warm"):
         begin, cpu, marks = time.perf_counter(), time.process_time(), [("", time.perf_counter())]
@@ -145,7 +147,7 @@ def for_peer(data: pathlib.Path, share: int, model: str, file: pathlib.Path) -> 
         sets[name] = []
         for record in records:
             shown = render(record)
-            row = {"prompt": shown.text[: shown.answer_start], "answer": record.answer}
+            row = {"prompt": shown.text[: shown.start], "answer": record.answer}
             if "perturbed_answer" in record.extra:
                 row["perturbed"] = record.extra["perturbed_answer"]
             if "paraphrased_answer" in record.extra:
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--model", type=pathlib.Path, help="evaluated instead of the tiny one")
     parser.add_argument("--steps", type=int, default=300, help="that the tiny model learns")
     parser.add_argument("--share", type=int, default=1, help="of the rows, every so manieth")
+    parser.add_argument("--compute", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "evaluation")
@@ -171,7 +174,7 @@ def main() -> None:
     folder = options.model or options.out / f"tiny-{options.steps}"
     model = str(folder)
     if options.lane:
-        found = ours(model, options.data, options.share)
+        found = ours(model, options.data, options.share, options.compute)
         pathlib.Path(options.lane).write_text(json.dumps(found))
         return
     if not options.model and not folder.exists():
@@ -183,7 +186,8 @@ def main() -> None:
     for number in range(options.rounds):
         file = options.out / f"ours-{number}.json"
         again = [sys.executable, __file__, "--data", str(options.data), "--model", model]
-        _run([*again, "--share", str(options.share), "--lane", str(file)], options.threads)
+        again += ["--share", str(options.share), "--compute", options.compute]
+        _run([*again, "--lane", str(file)], options.threads)
         rounds["ours"].append(json.loads(file.read_text()))
         if options.peer_python:
             file = options.out / f"peer-{number}.json"
@@ -212,6 +216,7 @@ def _told(rounds: Mapping[str, Sequence[Mapping[str, Any]]], options: Any) -> di
     told: dict[str, Any] = {
         "threads": options.threads,
         "share": options.share,
+        "compute": options.compute,
         "passes": {k: round(v, 1) for k, v in rounds["ours"][-1]["warm"]["passes"].items()},
         "compilation over evaluation": median(
             [each["cold"]["seconds"] / each["warm"]["seconds"] - 1 for each in rounds["ours"]]
