@@ -158,10 +158,8 @@ def anchored(
         if anchors == "last":
             return AnchorState(joint, copied(params), jnp.zeros((), jnp.float32))
         gap = jax.tree.map(lambda p, a: p.astype(jnp.float32) - a, params, state.anchor)
-        share = jax.tree.map(
-            lambda w, n: jnp.where(w > 0, n / jnp.where(w > 0, w, 1), 1.0), joint, new
-        )
-        anchor = jax.tree.map(lambda a, s, d: a + s * d, state.anchor, share, gap)
+        share = jax.tree.map(_part, new, joint)
+        anchor = jax.tree.map(_between, state.anchor, params, share)
         apart = total(jax.tree.map(lambda o, s, d: o * s * jnp.square(d), old, share, gap))
         return AnchorState(joint, anchor, keep * state.least + apart)
 
@@ -171,3 +169,15 @@ def anchored(
         measure=measure,
         end_of_task=end_of_task,
     )
+
+
+def _part(new: Array, joint: Array) -> Array:
+    """new / joint, and 1 where both are 0."""
+    return jnp.where(joint > 0, new / jnp.where(joint > 0, joint, 1.0), 1.0)
+
+
+def _between(old: Array, new: Array, share: Array) -> Array:
+    """old + share (new - old); exactly old at share 0 and exactly new at 1."""
+    new = new.astype(jnp.float32)
+    gap = new - old
+    return jnp.where(share < 0.5, old + share * gap, new - (1 - share) * gap)
