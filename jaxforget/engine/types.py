@@ -40,6 +40,8 @@ class TokenBatch:
       positions: int32 `[B, L]`, restart at 0 in every segment.
       mask: float32 `[B, L]`, 1 where the target counts.
       example: int32 `[B, S]`, dataset row of each packed segment, -1 is an empty slot.
+      parents: int32 `[B, L]`, a segment of the row that attention sees too, as if it stood before
+        this one; the token's own where there is none. None: nobody has one.
       totals: counts of the whole step where this batch is one micro-batch of it; None: itself.
       max_targets: static upper bound of labelled targets in any row, so that only they go
         through the output head; None: every position may be labelled.
@@ -51,6 +53,7 @@ class TokenBatch:
     positions: Array
     mask: Array
     example: Array
+    parents: Array | None = None
     totals: Totals | None = None
     max_targets: int | None = field(default=None, metadata={"static": True})
 
