@@ -61,8 +61,6 @@ class MeasureConfig:
       every: steps between two looks at the probe, on all tasks; 0: none but at the ends of tasks.
       probe: held-out examples of each task in the probe, the first ones.
       windows: of windowed forgetting and plasticity, in looks at the probe.
-      recovery_steps: of training on the first task's data again, at the end: how much of what
-        seems forgotten returns at once; 0: not asked.
       batch_size: packed rows scored at a time.
     """
 
@@ -70,7 +68,6 @@ class MeasureConfig:
     every: Annotated[int, Ge(0)] = 0
     probe: Annotated[int, Ge(1)] = 64
     windows: tuple[Annotated[int, Ge(1)], ...] = (10, 100)
-    recovery_steps: Annotated[int, Ge(0)] = 0
     batch_size: Annotated[int, Ge(1)] = 16
 
 

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from jaxforget.data.stream import TRAIN, Draws, StreamBatches, chosen, planned
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.files import write_json
+from jaxforget.engine.files import write_atomically, write_json
 from jaxforget.engine.optimizer import make_optimizer, make_schedule
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
@@ -50,7 +50,13 @@ from jaxforget.stream_config import ContinualConfig
 from jaxforget.studies.common import to_host
 from jaxforget.studies.inputs import step_inputs
 from jaxforget.studies.material import material
-from jaxforget.studies.stored import Stored, previous_answers, read_stored, stored_answers
+from jaxforget.studies.stored import (
+    Stored,
+    losses_of,
+    previous_answers,
+    read_stored,
+    stored_answers,
+)
 from jaxforget.studies.training import Watch, divide
 
 log = logging.getLogger(__name__)
@@ -103,7 +109,7 @@ class Stream:
 
     @property
     def ends(self) -> list[int]:
-        """Steps of the run when each task ends; a rehearsal at the end of the stream comes after."""
+        """Steps of the run when each task ends; a rehearsal of the whole stream comes after."""
         return np.cumsum([task.steps for task in self.tasks]).tolist()
 
     @property
@@ -219,6 +225,8 @@ class _Trainer:
                 )
         finally:
             stream.close()
+        if self.stream.rehearsal_steps:
+            _kept(self.stream.run.path / "tasks" / "final.json", self._row(state))
         params = merge_lora(to_host(self._all(state)))
         seconds = round(self.before + self.clock(), 3)
         return Streamed(params, last, seconds, *self.watch.medians(), self.peak)
@@ -238,7 +246,7 @@ class _Trainer:
         restored = checkpoints.restore(state)
         if restored is None:
             state = prepared(self.strategy, state, self.frozen)
-            _kept(self.stream.run.path / "tasks" / "start.json", lambda: self.stream.row(self._all(state)))
+            _kept(self.stream.run.path / "tasks" / "start.json", self._row(state))
             self._look(0, state)
             return state, 0
         self.before = restored.data.get("seconds", 0.0)
@@ -337,8 +345,8 @@ class _Trainer:
         if TRAIN in references and references[TRAIN][0] == "previous":
             if self.config.memory.share:
                 raise UserError(
-                    f"strategy: {self.strategy.name} caches the previous model's answers to the new "
-                    'task alone; set its teacher to "live" or memory.share to 0'
+                    f"strategy: {self.strategy.name} caches the previous model's answers to the "
+                    'new task alone; set its teacher to "live" or memory.share to 0'
                 )
             own = chosen(self.stream.tokenised, self.stream.tasks[task].ids)
             sets[TRAIN], heads[TRAIN] = previous_answers(
@@ -395,15 +403,15 @@ class _Trainer:
     def _task_ends(self, task: int, state: State) -> State:
         """Measure, fill the memory, and make the state with which the next task begins."""
         folder = self.stream.folder(task)
-        _kept(folder / "row.json", lambda: self.stream.row(self._all(state)))
-        own = self.stream.tasks[task].ids
+        _kept(folder / "row.json", self._row(state))
         if task + 1 == len(self.stream.tasks) and not self.stream.rehearsal_steps:
             return state
         self._store(task, state)
         found = None
         if self.strategy.guard.measure is not None:
             leaves = (state.params, self.frozen)
-            sets = {TRAIN: chosen(self.stream.tokenised, own)}
+            own = chosen(self.stream.tokenised, self.stream.tasks[task].ids)
+            sets = {TRAIN: own}
             found = material(self.stream.lm, leaves, sets, self.config.train, self.stream.mesh)
         state = next_task(
             self.strategy,
@@ -419,24 +427,31 @@ class _Trainer:
     def _store(self, task: int, state: State) -> None:
         """Which examples of a task are kept, and what the model answers to them."""
         own, size = self.stream.tasks[task].ids, self.config.memory.size
-        seed, losses = (self.config.train.seed, task), None
-        every = {f for source, fields in self._stored_fields() for f in fields if source}
+        losses = None
         if self.config.memory.kind == "hardest":
-            nll = stored_answers(
-                None, self.stream.lm, self._all(state), chosen(self.stream.tokenised, own), {"logp"}
-            )
-            losses = nll.mean_losses
-        ids, keys = memories.order_of(own, seed, losses)
-        some = chosen(self.stream.tokenised, ids[:size])
-        file = self.stream.folder(task) / "memory.npz"
+            examples = chosen(self.stream.tokenised, own)
+            losses = losses_of(self.stream.lm, self._all(state), examples)
+        ids, keys = memories.order_of(own, (self.config.train.seed, task), losses)
         stored_answers(
-            file, self.stream.lm, self._all(state), some, every, ids=ids[:size], keys=keys[:size]
+            self.stream.folder(task) / "memory.npz",
+            self.stream.lm,
+            self._all(state),
+            chosen(self.stream.tokenised, ids[:size]),
+            self._stored_fields(),
+            ids=ids[:size],
+            keys=keys[:size],
         )
 
-    def _stored_fields(self) -> Iterator[tuple[bool, frozenset[str]]]:
-        last = len(self.stream.tasks) - 1
-        for source, fields in self.strategy.references(last).values():
-            yield source == "stored", fields
+    def _stored_fields(self) -> set[str]:
+        """What of the model's answers has to be stored with an example."""
+        found = self.strategy.references(len(self.stream.tasks) - 1).values()
+        fields = {field for source, some in found for field in some if source == "stored"}
+        if "hidden" in fields:
+            raise UserError(
+                f"strategy: {self.strategy.name}: hidden states need the head of the model of "
+                'every task; store "top" or "target" instead'
+            )
+        return fields
 
     def _fold(self, task: int, state: State) -> State:
         """Adapters into the weights, and new ones for the next task."""
@@ -456,7 +471,10 @@ class _Trainer:
         self.trained, frozen = divide(lm, self.config.lora, settings)
         self.frozen = self._put(frozen)
 
-    # looks at the probe
+    # what is measured
+
+    def _row(self, state: State) -> Any:
+        return self.stream.row(self._all(state))
 
     def _after_step(self, done: int, state: State) -> float:
         every = self.config.measure.every
@@ -484,10 +502,7 @@ class _Trainer:
 
         def cut() -> None:
             rows = [row for row in read_looks(self.stream.run) if row["step"] <= step]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            from jaxforget.engine.files import write_atomically
-
-            write_atomically(self._looks, text)
+            write_atomically(self._looks, "".join(json.dumps(row) + "\n" for row in rows))
 
         on_first(cut)
 
@@ -501,10 +516,12 @@ def read_looks(run: RunDirectory) -> list[dict[str, Any]]:
     return rows
 
 
-def _kept(file: pathlib.Path, make: Callable[[], Any]) -> None:
-    """Write what `make` gives."""
-    found = make()
-    on_first(lambda: (file.parent.mkdir(parents=True, exist_ok=True), write_json(file, found)))
+def _kept(file: pathlib.Path, found: Any) -> None:
+    def write() -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found)
+
+    on_first(write)
 
 
 def _together(kept: Sequence[Stored], tokenised: TokenisedSet, with_answers: bool) -> TokenisedSet:
