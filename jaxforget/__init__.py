@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxforget import combiners, data, evals, methods, models, objectives
+    from jaxforget import combiners, data, evals, methods, models, objectives, strategies
     from jaxforget.config import (
         AuditConfig,
         EvaluateConfig,
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from jaxforget.models.language_model import LanguageModel, load
     from jaxforget.studies import Result, audit, evaluate, finetune, sweep, unlearn
 
-_MODULES = ("combiners", "data", "edits", "evals", "loops", "methods", "models", "objectives")
+_MODULES = (
+    "combiners",
+    "data",
+    "edits",
+    "evals",
+    "loops",
+    "methods",
+    "models",
+    "objectives",
+    "strategies",
+)
 _NAMES = {
     "LanguageModel": "jaxforget.models.language_model",
     "load": "jaxforget.models.language_model",
@@ -54,6 +64,7 @@ __all__ = [
     "methods",
     "models",
     "objectives",
+    "strategies",
     "sweep",
     "unlearn",
 ]
