@@ -13,6 +13,7 @@ from objectives.cases import PARAMS, START, close
 from jaxforget import strategies
 from jaxforget.combiners import weighted_sum
 from jaxforget.edits.material import Material
+from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.mesh import MeshConfig, make_mesh, shardings
 from jaxforget.engine.state import init_state
@@ -306,6 +307,29 @@ def test_a_mesh_changes_nothing():
         state = jax.device_put(state, shardings(state, mesh))
         found, _ = run(strategy, count=2, optimizer=optimizer, state=state)
     close(found.params, expected.params, 1e-6)
+
+
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
+    """Also across the end of a task, whose Fisher information is measured again."""
+    choice = ["replay", {"name": "ewc", "weight": 2.0}, "si", {"name": "kappatune", "count": 2}]
+    choice[3] |= {"share": None}
+    strategy, optimizer = from_config(choice), optax.adam(1e-2)
+
+    def task(state, number):
+        return run(strategy, task=number, count=3, optimizer=optimizer, state=state)[0]
+
+    state = task(prepare(strategy, begin(strategy, optimizer), {}), 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, {})
+        checkpoints.wait()
+        restored = checkpoints.restore(jax.tree.map(np.zeros_like, begin(strategy, optimizer)))
+    assert restored is not None and same_bits(restored.state, state)
+
+    def rest(state):
+        state = next_task(strategy, state, material(state.params), optimizer=optimizer)
+        return task(state, 1)
+
+    assert same_bits(rest(restored.state), rest(state))
 
 
 ADAPTED = ("o_lora", "reg_lora")
