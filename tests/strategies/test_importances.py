@@ -87,6 +87,14 @@ def test_drawn_words_have_the_models_frequencies_and_do_not_depend_on_the_batch(
     close(together, apart, 1e-5)
 
 
+def test_every_example_has_draws_of_its_own():
+    twice = toy.pack([SOME[0], SOME[0]], 2, 1)
+    once = jax.tree.map(lambda leaf: leaf[:1], twice)
+    key = jax.random.key(2)
+    two, one = (fisher(toy.score, PARAMS, [b], kind="true", key=key) for b in (twice, once))
+    assert np.abs(np.asarray(two["head"]) - np.asarray(one["head"])).max() > 1e-3
+
+
 def test_mas_averages_the_magnitude_of_the_slope_of_the_squared_logits():
     def squared(p, some):
         (tokens, _, labelled) = some[0]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
 from jaxforget.strategies import infinite, rewarmed
 
 
@@ -47,6 +48,15 @@ def test_the_infinite_rate_has_no_end_until_it_is_annealed():
         released[100:151], constant * (final / constant) ** ((t - 100) / 50), rtol=1e-4
     )
     np.testing.assert_allclose(released[150:], final, rtol=1e-4)
+
+
+def test_an_optimizer_takes_a_schedule_over_a_stream():
+    schedule = rewarmed(0.1, (4, 3), warmup=0.25)
+    optimizer = make_optimizer(OptimizerConfig("sgd", clip_norm=None), 7, schedule=schedule)
+    state = optimizer.init({"w": np.zeros(1, np.float32)})
+    for step in range(7):
+        update, state = optimizer.update({"w": np.ones(1, np.float32)}, state)
+        assert float(update["w"][0]) == pytest.approx(-float(schedule(step)))
 
 
 def test_without_cooldown_the_constant_follows_the_warm_up():

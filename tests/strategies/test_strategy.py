@@ -8,17 +8,27 @@ import optax
 import pytest
 from combiners.trees import flat, same_bits
 from objectives import toy_lm as toy
-from objectives.cases import PARAMS, START, close
+from objectives.cases import PARAMS, close
+from strategies.cases import (
+    BATCHES,
+    MORE,
+    NEW,
+    OLD,
+    WEIGHTLESS,
+    begin,
+    inputs,
+    material,
+    run,
+)
 
 from jaxforget import strategies
-from jaxforget.combiners import weighted_sum
-from jaxforget.edits.material import Material
+from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.mesh import MeshConfig, make_mesh, shardings
 from jaxforget.engine.state import init_state
 from jaxforget.loops import plain
 from jaxforget.objectives import nll_objective
-from jaxforget.objectives.rehearsal import distillation_part, top_logits
+from jaxforget.objectives.rehearsal import distillation_part
 from jaxforget.strategies import (
     Strategy,
     Term,
@@ -31,51 +41,6 @@ from jaxforget.strategies import (
     together,
 )
 from jaxforget.strategies import prepared as prepare
-
-NEW, OLD, MORE = toy.examples(1, 7), toy.examples(2, 7), toy.examples(3, 7)
-BATCHES = {
-    "train": toy.pack(NEW, 4, 3),
-    "replay": toy.pack(OLD, 4, 3),
-    "replay_again": toy.pack(MORE, 4, 3),
-    "memory_0": toy.pack(OLD, 4, 3),
-    "memory_1": toy.pack(MORE, 4, 3),
-}
-WEIGHTLESS = weighted_sum({"nll": 1.0})
-
-
-def stored(role, params=START):
-    reference = toy.reference(params, BATCHES[role])
-    words, logits = top_logits(toy.score(params, BATCHES[role]), 3)
-    return replace(reference, words=words, logits=logits)
-
-
-def begin(strategy, optimizer, params=PARAMS):
-    return init_state(params, strategy.transform(optimizer), WEIGHTLESS)
-
-
-def inputs(strategy, task):
-    batches = {role: BATCHES[role] for role in strategy.roles(task)}
-    cached = {
-        role: stored(role)
-        for role, (source, _) in strategy.references(task).items()
-        if source != "live" and role in batches
-    }
-    return batches, cached
-
-
-def run(strategy, task=1, count=1, optimizer=None, state=None, accumulate=1, **more):
-    optimizer = optimizer or optax.sgd(0.1)
-    state = begin(strategy, optimizer) if state is None else state
-    step = jax.jit(
-        make_step(strategy, toy.score, optimizer, task=task, accumulate=accumulate, **more)
-    )
-    batches, cached = inputs(strategy, task)
-    if more.get("phase") == "rehearsal":
-        batches, cached = {"replay": BATCHES["replay"]}, {"replay": stored("replay")}
-    metrics = {}
-    for _ in range(count):
-        state, metrics = step(state, {}, batches, cached)
-    return state, metrics
 
 
 def slope(p, role):
@@ -168,18 +133,6 @@ def test_gem_takes_one_memory_of_every_earlier_task():
     check_stream(strategy, 10)
     with pytest.raises(UserError, match="room for 10 tasks, the stream has 11"):
         check_stream(strategy, 11)
-
-
-def material(params=PARAMS):
-    return Material(
-        toy.score,
-        params,
-        {},
-        params,
-        lambda role, singly=False, epochs=1: iter([toy.pack(NEW, 7, 1)]),
-        jax.random.key(0),
-        lambda role: [],
-    )
 
 
 def test_a_live_teacher_is_the_cached_one_without_a_cache():
@@ -308,96 +261,27 @@ def test_a_mesh_changes_nothing():
     close(found.params, expected.params, 1e-6)
 
 
-ADAPTED = ("o_lora", "reg_lora")
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
+    """Also across the end of a task, whose Fisher information is measured again."""
+    choice = ["replay", {"name": "ewc", "weight": 2.0}, "si", {"name": "kappatune", "count": 2}]
+    choice[3] |= {"share": None}
+    strategy, optimizer = from_config(choice), optax.adam(1e-2)
 
+    def task(state, number):
+        return run(strategy, task=number, count=3, optimizer=optimizer, state=state)[0]
 
-@pytest.mark.parametrize("name", [n for n in strategies.names() if n not in ADAPTED])
-def test_every_strategy_walks_through_three_tasks(name):
-    options = {
-        "ogd": {"rank": 6, "per_task": 2},
-        "gpm": {"paths": "mix|head"},
-        "fpf": {"modules": "head"},
-        "k_fpf": {"modules": "head", "every": 1, "steps": 1, "share": 0.5},
-    }
-    strategy, optimizer = get(name, **options.get(name, {})), optax.adam(1e-2)
-    check_stream(strategy, 3)
-    state = prepare(strategy, begin(strategy, optimizer), {})
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    steps = {}  # equal terms, equal programs
-    for task in range(3):
-        key = tuple(strategy.active(task))
-        step = make_step(strategy, toy.score, optimizer, task=task)
-        step, metrics = steps.setdefault(key, jax.jit(step)), {}
-        for _ in range(2):
-            state, metrics = step(state, {}, *inputs(strategy, task))
+    state = task(prepare(strategy, begin(strategy, optimizer), {}), 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, {})
+        checkpoints.wait()
+        restored = checkpoints.restore(jax.tree.map(np.zeros_like, begin(strategy, optimizer)))
+    assert restored is not None and same_bits(restored.state, state)
+
+    def rest(state):
         state = next_task(strategy, state, material(state.params), optimizer=optimizer)
-        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == shapes
-        assert all(np.isfinite(value) for value in metrics.values()), metrics
-    assert int(state.step) == 6 and not int(state.skips.total)
-    assert np.isfinite(flat(evaluated_params(strategy, state))).all()
-    assert not same_bits(state.params, PARAMS)
+        return task(state, 1)
 
-
-@pytest.mark.parametrize("name", ADAPTED)
-def test_strategies_for_adapters_say_so(name):
-    strategy = get(name)
-    assert strategy.fresh_adapters
-    with pytest.raises(UserError, match="configure lora"):
-        begin(strategy, optax.sgd(0.1))
-    if name == "o_lora":
-        check_stream(strategy, 9)
-        with pytest.raises(UserError, match="room for 9 tasks"):
-            check_stream(strategy, 10)
-
-
-def test_several_strategies_join_their_terms_guards_and_limits():
-    both = from_config([{"name": "derpp", "alpha": 0.3}, {"name": "lwf"}, {"name": "ewc"}, "ema"])
-    assert both.name == "derpp + lwf + ewc + ema" and len(both.guards) == 2
-    assert both.weights(1) == {"nll": 1.0, "dark": 0.3, "again": 0.5, "distil": 1.0}
-    assert both.weights(0) == {"nll": 1.0}
-    assert set(both.references(1)) == {"train", "replay"}
-    for wrong, fault in (
-        (["ewc", "ewc"], "different strategies"),
-        ([], "at least one"),
-        (["agem", "gem"], "only one of them can bring its combiner"),
-        (["der", "derpp"], "have a term 'dark'"),
-        (["joint", "cumulative"], "its data"),
-        ([{"name": "replay", "new_weight": 0.5}, "fpf", "k_fpf"], "its rehearsal"),
-    ):
-        with pytest.raises(UserError, match=fault):
-            from_config(wrong)
-    with pytest.raises(UserError, match="keep one"):
-        _ = from_config(["ema", "wise_ft"]).guard
-
-
-@pytest.mark.parametrize(
-    "config, fault",
-    [
-        ("ewcc", "no strategy 'ewcc'. Did you mean 'ewc'"),
-        ({"weight": 1.0}, "needs a name"),
-        (
-            {"name": "ewc", "wight": 1.0},
-            "strategy.wight: ewc has no such key. Did you mean 'weig",
-        ),
-        ({"name": "ewc", "weight": -1}, "strategy.weight: .*greater than or equal to 0"),
-        ({"name": "si", "storage": "tiny"}, "strategy.storage"),
-        ({"name": "lwf", "temperature": 0}, "strategy.temperature"),
-        ({"name": "kappatune", "count": 3}, "give one of count, share and threshold"),
-    ],
-)
-def test_wrong_configurations_say_what_is_allowed(config, fault):
-    with pytest.raises(UserError, match=fault):
-        from_config(config)
-
-
-def test_the_table_has_a_row_for_every_strategy_with_what_it_needs():
-    rows = {row["name"]: row for row in strategies.table()}
-    assert list(rows) == strategies.names()
-    assert all(all(row.values()) for row in rows.values())
-    assert rows["derpp"]["needs"] == "replay, replay_again, replay of the stored model"
-    assert rows["lwf"]["needs"] == "train of the previous model"
-    assert rows["o_lora"]["needs"] == "adapters"
-    assert rows["fpf"]["needs"] == "replay"
+    assert same_bits(rest(restored.state), rest(state))
 
 
 def test_two_teachers_of_one_role_are_refused():
