@@ -156,6 +156,8 @@ class ReferenceScores:
       head: the starting model's output projection, or None.
       residual: `[B, T, D]`, output of its inner layer, or None.
       values: float32 `[B, T, K]`, see `Scores`, or None.
+      words: int32 `[B, T, N]`, the words with the largest logits, or None.
+      logits: float32 `[B, T, N]`, these logits, or None.
     """
 
     logp: Array
@@ -163,6 +165,8 @@ class ReferenceScores:
     head: Head | None = None
     residual: Array | None = None
     values: Array | None = None
+    words: Array | None = None
+    logits: Array | None = None
 
 
 type ScoreFn = Callable[..., Scores]
