@@ -27,8 +27,8 @@ from jaxforget.stream_config import ScratchConfig
 from jaxforget.studies import Events, continual
 from jaxforget.studies.continual import scratch
 
-LARGE = ScratchConfig(vocabulary=4096, width=256, layers=4, heads=8, inner=704)
-SMALL = ScratchConfig(vocabulary=4096, width=128, layers=3, heads=4, inner=352)
+LARGE = ScratchConfig(vocabulary=3072, width=256, layers=3, heads=8, inner=704)  # 3.2 million
+SMALL = ScratchConfig(vocabulary=3072, width=128, layers=3, heads=4, inner=352)  # 1.0 million
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "naive": {},
     "replay 5 %": {"memory": {"share": 0.05, "size": 2000}},
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/retention"))
     parser.add_argument("--runs", nargs="*", default=list(RUNS), help="of those of this file")
-    parser.add_argument("--epochs", type=float, default=1.0, help="over each domain")
-    parser.add_argument("--looks", type=int, default=2, help="steps between two looks")
+    parser.add_argument("--steps", type=int, default=80, help="on each domain")
+    parser.add_argument("--looks", type=int, default=4, help="steps between two looks")
     options = parser.parse_args()
     files = sorted(options.data.glob("*.train.txt.gz"))
     stream = [_task(file) for file in files]
@@ -104,15 +104,15 @@ def _shared(options: argparse.Namespace, stream: Sequence[Mapping[str, Any]]) ->
         "max_length": 256,
         "template": {"kind": "none", "end": False},
         "train": {
-            "epochs": options.epochs,
+            "steps": options.steps,
             "batch_size": 8,
             "compute": "bfloat16",
             "remat": "none",
             "log_every": 50,
-            "save_every": 500,
+            "save_every": 100,
         },
         "optimizer": {"learning_rate": 2e-3, "warmup_fraction": 0.1, "weight_decay": 0.1},
-        "measure": {"every": options.looks, "probe": 2, "limit": 64, "recovery": {"steps": 10}},
+        "measure": {"every": options.looks, "probe": 2, "limit": 32, "recovery": {"steps": 10}},
     }
 
 
