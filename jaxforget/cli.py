@@ -262,6 +262,25 @@ def methods(as_json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
+def strategies(as_json: Json = False, debug: Debug = False) -> None:
+    """List the strategies for streams of tasks: formula, source, what each needs."""
+    with _errors(debug):
+        from jaxforget.strategies import table
+
+        rows = table()
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        for row in rows:
+            name = typer.style(f"{row['name']:<20}", bold=True)
+            needs = "nothing else" if row["needs"] == "-" else row["needs"]
+            source = "" if row["source"] == "-" else f". {row['source']}"
+            typer.echo(f"{name} {row['strategy']}{source}")
+            typer.echo(f"{'':<20} {row['minimises']}")
+            typer.echo(f"{'':<20} needs {needs}; {row['cost per step']}; {row['copies']} copies")
+
+
+@app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Print devices, versions and memory, and say what is missing."""
     with _errors(debug):
