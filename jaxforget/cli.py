@@ -79,7 +79,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model with the TOFU suite, without training."""
+    """Score a model with a suite (TOFU, RWKU, MUSE, your own data, ..), without training."""
     with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import evaluate as study

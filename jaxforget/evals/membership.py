@@ -32,7 +32,7 @@ def membership(
 
     Args:
       scored: with the sets "forget" and "holdout".
-      oracle: the oracle's rows by set, see `TofuResult.rows`; for the reference attack and
+      oracle: the oracle's rows by set, see `SuiteResult.rows`; for the reference attack and
         PrivLeak.
       norms: gradient norms `[n]` of both sets, for that attack; None: it is left out.
       peer_compat: the last target of every answer is left out, end of the text or not, and

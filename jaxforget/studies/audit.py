@@ -122,10 +122,10 @@ def subjects_of(config: AuditConfig) -> Subjects:
         raise UserError(f"start: {config.run} is no run directory; name the model before it forgot")
     models = {AUDITED: config.run, START: start}
     suite = run.evaluate if run else None
-    oracle = config.oracle or (suite.oracle if suite else None)
+    oracle = config.oracle or getattr(suite, "oracle", None)
     if oracle is not None and (config.oracle or pathlib.Path(oracle).is_dir()):
         models[ORACLE] = oracle
-    forget = config.forget or (suite.forget if suite else None) or (run.forget if run else None)
+    forget = config.forget or getattr(suite, "forget", None) or (run.forget if run else None)
     if forget is None:
         raise UserError("forget: name the records that were to be forgotten")
     retain = config.retain or (run.retain if run else None)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxforget import config as configs
-from jaxforget.config import EvaluateConfig, SuiteConfig, suite_sources
+from jaxforget.config import EvaluateConfig, Suite, SuiteConfig, suite_sources
 from jaxforget.data.records import Record, variants
 from jaxforget.data.sources import load_records
 from jaxforget.engine.errors import UserError
@@ -18,6 +18,7 @@ from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.engine.tree import Params
 from jaxforget.evals import tofu
+from jaxforget.evals.suites.suite import Judged, SuiteResult
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies.common import (
     SILENT,
@@ -31,6 +32,7 @@ from jaxforget.studies.common import (
     opened,
     peak_bytes,
 )
+from jaxforget.studies.suites import READERS
 
 
 def evaluate(
@@ -65,10 +67,8 @@ def evaluate(
         return Result(None, results["metrics"], run)
 
 
-def read_suite(
-    suite: SuiteConfig, run: RunDirectory
-) -> tuple[dict[str, list[Record]], Mapping[str, Any] | None]:
-    """The suite's records by set, and the oracle's results where one is named.
+def read_suite(suite: Suite, run: RunDirectory) -> tuple[Any, Mapping[str, Any] | None]:
+    """The suite's data (for TOFU records by set), and the oracle's results where one is named.
 
     Every study calls it before it computes anything, so that hours of training do not end in a
     misspelt file name.
@@ -76,6 +76,10 @@ def read_suite(
     Raises:
       UserError: no set, a set that cannot be read, or an oracle that cannot be compared.
     """
+    if not isinstance(suite, SuiteConfig):
+        data = READERS[type(suite)].read(suite)
+        named = getattr(suite, "oracle", None)
+        return data, None if named is None else _evaluated(named, run)
     sources = suite_sources(suite)
     tofu.refuse_sets(sources.keys(), with_gradient_norms=suite.gradient_norms)
     sets = {name: load_records(source)[: suite.limit] for name, source in sources.items()}
@@ -104,7 +108,7 @@ def _check_comparable(forget: Sequence[Record], oracle: Mapping[str, Any]) -> No
 
 
 def run_suite(
-    suite: SuiteConfig,
+    suite: Suite,
     lm: LanguageModel,
     params: Params,
     config: Any,
@@ -123,22 +127,14 @@ def run_suite(
       events: told how far it is.
       place: where examples.jsonl is written; None: nowhere.
     """
-    sets, oracle = read_suite(suite, run)
-    result = tofu.evaluate(
-        lm,
-        jax.device_put(params),
-        sets,
-        template=config.template,
-        max_length=longest(config, lm),
-        oracle=oracle["evaluation"]["rows"] if oracle else None,
-        generate=suite.generate,
-        max_new_tokens=suite.max_new_tokens,
-        batch_size=suite.batch_size,
-        utility_over=suite.utility_over,
-        with_gradient_norms=suite.gradient_norms,
-        peer_compat=suite.peer_compat,
-        counted=events.counted,
-    )
+    data, oracle = read_suite(suite, run)
+    theirs = oracle["evaluation"]["rows"] if oracle else None
+    if isinstance(suite, SuiteConfig):
+        result = _tofu(suite, lm, params, config, data, theirs, events)
+    else:
+        length = longest(config, lm)
+        judged = Judged(lm, jax.device_put(params), config.template, length, events.counted)
+        result = READERS[type(suite)].evaluate(judged, data, suite, theirs)
     found = result.to_json()
     for name, value in found["metrics"].items():
         if value is not None and not math.isfinite(value):  # JSON has no infinity
@@ -150,18 +146,65 @@ def run_suite(
     return {**found, "oracle": oracle["metrics"]} if oracle else found
 
 
-def _load_oracle(given: str, run: RunDirectory) -> Mapping[str, Any]:
-    """Results of another run, checked to hold truth ratios of a forget set."""
+def _tofu(
+    suite: SuiteConfig,
+    lm: LanguageModel,
+    params: Params,
+    config: Any,
+    sets: Mapping[str, Sequence[Record]],
+    oracle: Mapping[str, Any] | None,
+    events: Events,
+) -> SuiteResult:
+    return tofu.evaluate(
+        lm,
+        jax.device_put(params),
+        sets,
+        template=config.template,
+        max_length=longest(config, lm),
+        oracle=oracle,
+        generate=suite.generate,
+        max_new_tokens=suite.max_new_tokens,
+        batch_size=suite.batch_size,
+        utility_over=suite.utility_over,
+        with_gradient_norms=suite.gradient_norms,
+        peer_compat=suite.peer_compat,
+        counted=events.counted,
+    )
+
+
+def _results_file(given: str) -> pathlib.Path:
     path = pathlib.Path(given)
-    file = path / "results.json" if path.is_dir() else path
+    return path / "results.json" if path.is_dir() else path
+
+
+def _read_results(given: str, run: RunDirectory) -> Any:
+    """What another run wrote."""
+    file = _results_file(given)
     if file.absolute() == run.results:
         raise UserError(f"evaluate.oracle: {given} is this very run")
     try:
-        results = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except OSError as error:
         raise UserError(f"evaluate.oracle: {file}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"evaluate.oracle: {file} is damaged: {error}") from error
+
+
+def _evaluated(given: str, run: RunDirectory) -> Mapping[str, Any]:
+    """Results of another run, checked to hold an evaluation."""
+    results = _read_results(given, run)
+    try:
+        found = isinstance(results["evaluation"]["rows"], dict)
+    except (KeyError, TypeError):
+        found = False
+    if not found:
+        raise UserError(f"evaluate.oracle: {_results_file(given)} holds no evaluation")
+    return results
+
+
+def _load_oracle(given: str, run: RunDirectory) -> Mapping[str, Any]:
+    """Results of another run, checked to hold truth ratios of a forget set."""
+    results, file = _read_results(given, run), _results_file(given)
     try:
         forget = results["evaluation"]["rows"]["forget"]
         ratios, rows = forget["truth_ratio"], forget["row"]

@@ -1,0 +1,28 @@
+"""The suites beside TOFU's by the type of their settings: how to read and how to judge."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxforget.evals.suites import choice, own
+from jaxforget.evals.suites.suite import SuiteResult
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a suite's data are read and a model is judged by them.
+
+    Attributes:
+      read: settings -> data; raises UserError.
+      evaluate: (judged, data, settings, the oracle's rows or None) -> result.
+    """
+
+    read: Callable[[Any], Any]
+    evaluate: Callable[[Any, Any, Any, Any], SuiteResult]
+
+
+READERS: Mapping[type, Reader] = {
+    own.OwnSuite: Reader(own.read, own.evaluate),
+    choice.ChoiceSuite: Reader(choice.read, choice.evaluate),
+}
+"""All of them; TOFU's own way is in `studies.evaluate`."""
