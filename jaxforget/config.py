@@ -27,6 +27,7 @@ from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
 from jaxforget.evals.suites.choice import ChoiceSuite
 from jaxforget.evals.suites.own import OwnSuite
+from jaxforget.evals.suites.rwku import RwkuSuite
 
 _LISTED = BeforeValidator(
     lambda value: value if isinstance(value, (list, tuple, type(None))) else [value]
@@ -143,6 +144,7 @@ SUITES: Mapping[str, type] = {
     "tofu": SuiteConfig,
     "own": OwnSuite,
     "choice": ChoiceSuite,
+    "rwku": RwkuSuite,
 }
 """Settings of every suite by the name that `suite` gives it."""
 
@@ -157,7 +159,8 @@ def _suite_named(value: Any) -> Any:
 type Suite = Annotated[
     Annotated[SuiteConfig, Tag("tofu")]
     | Annotated[OwnSuite, Tag("own")]
-    | Annotated[ChoiceSuite, Tag("choice")],
+    | Annotated[ChoiceSuite, Tag("choice")]
+    | Annotated[RwkuSuite, Tag("rwku")],
     Discriminator(_suite_named),
 ]
 
