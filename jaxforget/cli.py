@@ -199,6 +199,32 @@ def report(
 
 
 @app.command()
+def requests(
+    runs: Annotated[
+        list[pathlib.Path],
+        typer.Argument(help="One run of several requests, or several runs of one method."),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tabulate how forgetting holds up: over a run's requests, or over growing forget sets."""
+    with _errors(debug):
+        from jaxforget.report.tables import plain_table
+        from jaxforget.studies.sequence import scalability, sustainability
+
+        rows = sustainability(runs[0]) if len(runs) == 1 else scalability(runs)
+        if as_json:
+            typer.echo(json.dumps({"rows": rows}))
+            return
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        kept = [name for name in names if any(row.get(name) is not None for row in rows)]
+        turned = [
+            {"": name, **{str(i): row.get(name) for i, row in enumerate(rows, 1)}} for name in kept
+        ]
+        _rich().print(plain_table(turned))
+
+
+@app.command()
 def convert(
     model: Annotated[str, typer.Argument(help="HF folder or id, .gguf file or run directory.")],
     folder: Annotated[pathlib.Path, typer.Argument(help="Hugging Face folder to write.")],

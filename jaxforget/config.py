@@ -26,6 +26,7 @@ from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
 from jaxforget.evals.suites.choice import ChoiceSuite
+from jaxforget.evals.suites.muse import MuseSuite
 from jaxforget.evals.suites.own import OwnSuite
 from jaxforget.evals.suites.rwku import RwkuSuite
 
@@ -145,6 +146,7 @@ SUITES: Mapping[str, type] = {
     "own": OwnSuite,
     "choice": ChoiceSuite,
     "rwku": RwkuSuite,
+    "muse": MuseSuite,
 }
 """Settings of every suite by the name that `suite` gives it."""
 
@@ -160,7 +162,8 @@ type Suite = Annotated[
     Annotated[SuiteConfig, Tag("tofu")]
     | Annotated[OwnSuite, Tag("own")]
     | Annotated[ChoiceSuite, Tag("choice")]
-    | Annotated[RwkuSuite, Tag("rwku")],
+    | Annotated[RwkuSuite, Tag("rwku")]
+    | Annotated[MuseSuite, Tag("muse")],
     Discriminator(_suite_named),
 ]
 
