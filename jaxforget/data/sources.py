@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator
 
+from jaxforget.data.builtin_text import documents
 from jaxforget.data.records import Record, warn_of_repeats
 from jaxforget.engine.errors import UserError, did_you_mean
 
@@ -25,6 +26,7 @@ _FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+_BUILTIN = "builtin:"
 _READERS = ("auto", "json", "parquet", "text", "lines", "hub")
 _WORDINGS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question")
 _NAMED = ("prompt", "answer", "text", *_WORDINGS)
@@ -51,9 +53,10 @@ class DataSource:
 
     Attributes:
       path: a file (.json and .jsonl hold JSON Lines or one array, .parquet, .txt; each but
-        Parquet also with .gz) or the id of a Hugging Face dataset.
+        Parquet also with .gz), the id of a Hugging Face dataset, or "builtin:NAME", see
+        `jaxforget.data.builtin_text`.
       name: configuration of a Hugging Face dataset, e.g. "forget10"; not for files.
-      split: split of a Hugging Face dataset; not for files.
+      split: split of a Hugging Face dataset or of a builtin text; not for files.
       columns: which column is the `prompt` and which the `answer`, or which is `text` (no prompt:
         the whole text is learned). Found by themselves: question or prompt; answer, response or
         completion; else text. Further ones, for evaluation: `paraphrased_answer`,
@@ -121,6 +124,9 @@ def load_rows(source: DataSource) -> tuple[str, list[Placed]]:
     kind, label, lines = _kind(source, file), source.path, None
     if kind == "hub":
         label, rows = _read_hub(source)
+    elif kind == "builtin":
+        texts = documents(source.path.removeprefix(_BUILTIN), source.split)
+        rows = [{"text": text} for text in texts]
     else:
         rows, lines = _read_file(file, kind, label)
     if not rows:
@@ -136,6 +142,8 @@ def load_rows(source: DataSource) -> tuple[str, list[Placed]]:
 
 
 def _kind(source: DataSource, file: pathlib.Path) -> str:
+    if source.path.startswith(_BUILTIN):
+        return "builtin"
     suffixes = [suffix for suffix in file.suffixes if suffix != ".gz"]
     known = _FORMATS.get(suffixes[-1].lower()) if suffixes else None
     looks_hub = known is None and not file.exists() and not source.path.endswith(".gz")

@@ -205,6 +205,7 @@ def answer_logp(judged: Judged, records: Sequence[Record]) -> tuple[np.ndarray, 
         judged.lm.score,
         judged.params,
         tokenised,
+        share_prompts=True,
         counted=lambda done, total: judged.counted("scoring", done, total),
     )
     ends: Any = [*judged.lm.eos_ids, *tokenizer.all_special_ids]

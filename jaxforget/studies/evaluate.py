@@ -14,6 +14,7 @@ from jaxforget.data.records import Record, variants
 from jaxforget.data.sources import load_records
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.files import write_atomically
+from jaxforget.engine.mesh import make_mesh, put, shardings
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.engine.tree import Params
@@ -122,18 +123,19 @@ def run_suite(
     Args:
       suite: which sets and how.
       lm: the model; `params` its parameters to score.
-      config: of the study, for `template` and `max_length`.
+      config: of the study, for `template`, `max_length` and `mesh`.
       run: the run directory, so that a run cannot be its own oracle.
       events: told how far it is.
       place: where examples.jsonl is written; None: nowhere.
     """
     data, oracle = read_suite(suite, run)
     theirs = oracle["evaluation"]["rows"] if oracle else None
+    mesh = make_mesh(config.mesh)
+    placed = put(params, shardings(params, mesh)) if mesh.size > 1 else jax.device_put(params)
     if isinstance(suite, SuiteConfig):
-        result = _tofu(suite, lm, params, config, data, theirs, events)
+        result = _tofu(suite, lm, placed, config, data, theirs, events)
     else:
-        length = longest(config, lm)
-        judged = Judged(lm, jax.device_put(params), config.template, length, events.counted)
+        judged = Judged(lm, placed, config.template, longest(config, lm), events.counted)
         result = READERS[type(suite)].evaluate(judged, data, suite, theirs)
     found = result.to_json()
     for name, value in found["metrics"].items():
@@ -157,7 +159,7 @@ def _tofu(
 ) -> SuiteResult:
     return tofu.evaluate(
         lm,
-        jax.device_put(params),
+        params,
         sets,
         template=config.template,
         max_length=longest(config, lm),

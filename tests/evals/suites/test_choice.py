@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
+from jaxforget.data import shared_prompts
 from jaxforget.data.choices import ChoiceData, Question
 from jaxforget.data.template import Template
+from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
-from jaxforget.evals import choices
+from jaxforget.evals import choices, teacher_forced
 from jaxforget.evals.suites import choice
 from jaxforget.evals.suites.suite import Judged
 
@@ -108,6 +110,21 @@ def test_the_same_text_is_scored_once(judged, monkeypatch):
     choices.choice_likelihoods(judged, {"a": questions(), "b": questions()})
     count = sum(len(each.choices) for each in questions())
     assert seen == [count + len({text for each in questions() for text in each.choices})]
+
+
+def test_choices_share_their_question_and_devices_change_nothing(lm, judged, found, monkeypatch):
+    packed = []
+    whole = shared_prompts.pack_shared
+    monkeypatch.setattr(
+        teacher_forced, "pack_shared", lambda *a, **k: packed.append(a) or whole(*a, **k)
+    )
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=4))
+    spread = meshes.put(lm.params, meshes.shardings(lm.params, mesh))
+    there = Judged(lm, spread, TEMPLATE, 256)
+    one, eight = (choices.choice_likelihoods(j, {"q": questions()})["q"] for j in (judged, there))
+    assert len(packed) == 2
+    np.testing.assert_allclose(eight.logp, one.logp, rtol=1e-5)
+    np.testing.assert_allclose(eight.blank, one.blank, rtol=1e-5)
 
 
 def test_the_end_of_the_text_is_no_part_of_a_choice(lm):
