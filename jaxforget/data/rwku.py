@@ -125,7 +125,10 @@ def examined(label: str, placed: Sequence[Placed], shots: int) -> list[Question]
         right = correct_ones(row.get("answer"), choices, None, f"{where}: 'answer'")
         subject = str(row.get("task", "")).replace("_", " ")
         about = f"Multiple-choice questions with their answers{subject and f' on {subject}'}."
-        parts = [_worked(each, where) for each in list(row.get("examples", ()))[:shots]]
+        examples = row.get("examples", [])
+        if not isinstance(examples, list):
+            raise UserError(f"{where}: 'examples' must be a list, is {examples!r:.60}")
+        parts = [_worked(each, where) for each in examples[:shots]]
         context = "\n\n".join([about, *parts, ""])
         question = text_in(row, "question", where)
         found.append(Question(question, choices, right, index, label, context))
@@ -176,10 +179,11 @@ def trivia(label: str, placed: Sequence[Placed], instruction: str) -> list[Recor
     found = []
     for row, index, where in placed:
         answers = row.get("answers")
-        if not isinstance(answers, list) or not answers:
+        texts = answers if isinstance(answers, list) else []
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where}: 'answers' must be a list of texts, is {answers!r:.60}")
         prompt = f"{instruction}\n{text_in(row, 'question', where)}"
-        found.append(Record(prompt, str(answers[0]), index, label, {"answers": answers}))
+        found.append(Record(prompt, texts[0], index, label, {"answers": texts}))
     return found
 
 

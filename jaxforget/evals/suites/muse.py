@@ -109,6 +109,12 @@ def read(settings: MuseSuite) -> dict[str, list[Record]]:
     if MEMBERS in sources and OTHERS not in sources:
         raise UserError(f"evaluate.{MEMBERS}: it is compared with {OTHERS}; name that too")
     sets = {name: load_records(source) for name, source in sources.items()}
+    for name in (VERBMEM, *QUESTIONS, *QUESTIONS.values()):
+        if not all(record.prompt for record in sets.get(name, ())):
+            raise UserError(
+                f"evaluate.{name}: {sets[name][0].source} holds plain text; name the columns of "
+                "prompt and answer"
+            )
     if VERBMEM in sets:
         sets[VERBMEM] = [_spaced(record) for record in sets[VERBMEM]]
     return {

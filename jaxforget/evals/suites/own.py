@@ -68,7 +68,8 @@ def read(settings: OwnSuite) -> dict[str, list[Record]]:
         comparison.
     """
     for name in settings.others:
-        if name in _RESERVED or not name.isidentifier():
+        taken = name in _RESERVED or name.partition("_")[0] in (FORGET, RETAIN, HOLDOUT)
+        if taken or not name.isidentifier():
             raise UserError(f"evaluate.others: {name!r} cannot be the name of a set of one's own")
     sources = {name: getattr(settings, name) for name in (FORGET, RETAIN, HOLDOUT)}
     sources = {name: source for name, source in sources.items() if source is not None}

@@ -101,6 +101,8 @@ def read(settings: RwkuSuite) -> RwkuData:
     if not sources:
         raise UserError("evaluate: names no set; give `folder` or `sets`")
     if settings.only is not None:
+        if not settings.only:
+            raise UserError("evaluate.only: names no set; leave it out to take all there are")
         missing = sorted(set(settings.only) - set(sources))
         if missing:
             raise UserError(f"evaluate.only: there is no set {', '.join(missing)}")

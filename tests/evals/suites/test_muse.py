@@ -167,3 +167,10 @@ def test_single_sets_take_the_usual_columns_unless_told(tmp_path, corpus):
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         muse.read(muse.MuseSuite(**change))
+
+
+@pytest.mark.parametrize("name", ["verbmem", "forget_qa"])
+def test_plain_text_is_nothing_to_ask(corpus, name):
+    text = DataSource(str(corpus / "privleak" / "forget.json"), columns={"text": "text"})
+    with pytest.raises(UserError, match=f"evaluate.{name}: .* holds plain text"):
+        muse.read(muse.MuseSuite(**{name: text}))

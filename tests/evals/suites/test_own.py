@@ -129,6 +129,7 @@ WRONG = "perturbed_answer"
         ({"holdout": DataSource("x.jsonl")}, "compared with evaluate.forget"),
         ({"others": {"holdout": DataSource("x.jsonl")}}, "cannot be the name of a set"),
         ({"others": {"my set": DataSource("x.jsonl")}}, "cannot be the name of a set"),
+        ({"others": {"forget_paper": DataSource("x.jsonl")}}, "cannot be the name of a set"),
         ({"forget": DataSource("x.jsonl"), "gradient_norms": True}, "those of evaluate.holdout"),
     ],
 )

@@ -219,11 +219,31 @@ def test_a_person_is_chosen_by_name_and_sets_by_theirs(settings, folder):
         ({"folder": "/no/such"}, "there is no folder"),
         ({"only": ("fluency",), "sets": {"triviaqa": DataSource("x.jsonl")}}, "no set fluency"),
         ({"sets": {"retain_mia": DataSource("x.jsonl")}}, "need each other"),
+        ({"only": (), "sets": {"triviaqa": DataSource("x.jsonl")}}, "only: names no set"),
     ],
 )
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         rwku.read(rwku.RwkuSuite(**change))
+
+
+EXAM = {"question": "q", "choices": ["a", "b"], "answer": 0, "task": "t"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("retain_mmlu", {**EXAM, "examples": 3}, "line 1: 'examples' must be a list, is 3"),
+        ("retain_mmlu", {**EXAM, "examples": [3]}, "'examples' must hold mappings, holds 3"),
+        ("triviaqa", {"question": "q", "answers": ["", "x"]}, "line 1: 'answers' must be a list"),
+        ("triviaqa", {"question": "q", "answers": [7]}, "line 1: 'answers' must be a list"),
+        ("forget_level1", {"text": "x"}, "line 1: no column 'query'"),
+    ],
+)
+def test_a_fault_in_a_file_is_told_with_its_line_and_column(tmp_path, name, row, message):
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=message):
+        rwku.read(rwku.RwkuSuite(sets={name: DataSource(str(tmp_path / "x.jsonl"))}))
 
 
 @pytest.fixture
