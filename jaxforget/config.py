@@ -25,6 +25,7 @@ from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
+from jaxforget.evals.suites.blur import BlurSuite
 from jaxforget.evals.suites.choice import ChoiceSuite
 from jaxforget.evals.suites.muse import MuseSuite
 from jaxforget.evals.suites.own import OwnSuite
@@ -147,6 +148,7 @@ SUITES: Mapping[str, type] = {
     "choice": ChoiceSuite,
     "rwku": RwkuSuite,
     "muse": MuseSuite,
+    "blur": BlurSuite,
 }
 """Settings of every suite by the name that `suite` gives it."""
 
@@ -163,7 +165,8 @@ type Suite = Annotated[
     | Annotated[OwnSuite, Tag("own")]
     | Annotated[ChoiceSuite, Tag("choice")]
     | Annotated[RwkuSuite, Tag("rwku")]
-    | Annotated[MuseSuite, Tag("muse")],
+    | Annotated[MuseSuite, Tag("muse")]
+    | Annotated[BlurSuite, Tag("blur")],
     Discriminator(_suite_named),
 ]
 
@@ -284,6 +287,8 @@ class AuditConfig:
       forget, retain: records; None: the run's `evaluate.forget` (else `forget`) and `retain`.
       holdout: of the forget set's kind, seen by no model; some attacks need it.
       unrelated: harmless text of another kind; some attacks need it.
+      further: more texts to relearn from, by names of one's own; those of the run's suite "blur"
+        are there already.
       attacks: names, or mappings with `name` and settings; None: all whose data are there.
       limit: records used of each set; None: all.
       batch_size: prompts generated, and packed rows scored, at a time.
@@ -301,6 +306,7 @@ class AuditConfig:
     retain: Source | None = None
     holdout: Source | None = None
     unrelated: Source | None = None
+    further: Mapping[str, Source] = field(default_factory=dict)
     attacks: Annotated[tuple[Any, ...] | None, _LISTED] = None
     limit: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 16

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxforget.evals.suites import choice, muse, own, rwku
+from jaxforget.evals.suites import blur, choice, muse, own, rwku
 from jaxforget.evals.suites.suite import SuiteResult
 
 
@@ -26,5 +26,6 @@ READERS: Mapping[type, Reader] = {
     choice.ChoiceSuite: Reader(choice.read, choice.evaluate),
     rwku.RwkuSuite: Reader(rwku.read, rwku.evaluate),
     muse.MuseSuite: Reader(muse.read, muse.evaluate),
+    blur.BlurSuite: Reader(blur.read, blur.evaluate),
 }
 """All of them; TOFU's own way is in `studies.evaluate`."""
