@@ -27,6 +27,7 @@ from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
 from jaxforget.evals.suites.blur import BlurSuite
 from jaxforget.evals.suites.choice import ChoiceSuite
+from jaxforget.evals.suites.lume import LumeSuite
 from jaxforget.evals.suites.muse import MuseSuite
 from jaxforget.evals.suites.own import OwnSuite
 from jaxforget.evals.suites.rwku import RwkuSuite
@@ -149,6 +150,7 @@ SUITES: Mapping[str, type] = {
     "rwku": RwkuSuite,
     "muse": MuseSuite,
     "blur": BlurSuite,
+    "lume": LumeSuite,
 }
 """Settings of every suite by the name that `suite` gives it."""
 
@@ -166,7 +168,8 @@ type Suite = Annotated[
     | Annotated[ChoiceSuite, Tag("choice")]
     | Annotated[RwkuSuite, Tag("rwku")]
     | Annotated[MuseSuite, Tag("muse")]
-    | Annotated[BlurSuite, Tag("blur")],
+    | Annotated[BlurSuite, Tag("blur")]
+    | Annotated[LumeSuite, Tag("lume")],
     Discriminator(_suite_named),
 ]
 

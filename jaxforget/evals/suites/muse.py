@@ -21,7 +21,7 @@ from jaxforget.evals import metrics
 from jaxforget.evals.families import likelihoods, memorised
 from jaxforget.evals.membership import Rows, membership
 from jaxforget.evals.part import Part
-from jaxforget.evals.suites.suite import VERBATIM, Judged, SuiteResult, numbers, result_of
+from jaxforget.evals.suites.suite import VERBATIM, Judged, SuiteResult, numbers, result_of, spaced
 
 VERBMEM = "verbmem"
 MEMBERS, OTHERS, KEPT = "privleak_forget", "privleak_holdout", "privleak_retain"
@@ -116,17 +116,11 @@ def read(settings: MuseSuite) -> dict[str, list[Record]]:
                 "prompt and answer"
             )
     if VERBMEM in sets:
-        sets[VERBMEM] = [_spaced(record) for record in sets[VERBMEM]]
+        sets[VERBMEM] = [spaced(record) for record in sets[VERBMEM]]
     return {
         name: records if name in QUESTIONS.values() else records[: settings.limit]
         for name, records in sets.items()
     }
-
-
-def _spaced(record: Record) -> Record:
-    """A continuation that is set off from its beginning by white space."""
-    touching = not record.prompt[-1].isspace() and not record.answer[0].isspace()
-    return replace(record, answer=f" {record.answer}") if touching else record
 
 
 def _corpus(corpus: str) -> dict[str, DataSource]:

@@ -1,7 +1,7 @@
 """What every suite is given and what it gives back."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,12 @@ def result_of(parts: Iterable[Part], generations: Sequence[Mapping[str, Any]] = 
         for name, columns in whole.rows.items()
     }
     return SuiteResult(whole.metrics(), whole.reasons, whole.intervals(), rows, generations)
+
+
+def spaced(record: Record) -> Record:
+    """The record with white space between a prompt and an answer that stand as they are."""
+    touching = not record.prompt[-1].isspace() and not record.answer[0].isspace()
+    return replace(record, answer=f" {record.answer}") if touching else record
 
 
 def numbers(records: Sequence[Record]) -> list[int]:
