@@ -27,6 +27,7 @@ from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
 from jaxforget.evals.suites.blur import BlurSuite
 from jaxforget.evals.suites.choice import ChoiceSuite
+from jaxforget.evals.suites.harness import HarnessSuite
 from jaxforget.evals.suites.lume import LumeSuite
 from jaxforget.evals.suites.muse import MuseSuite
 from jaxforget.evals.suites.own import OwnSuite
@@ -151,6 +152,7 @@ SUITES: Mapping[str, type] = {
     "muse": MuseSuite,
     "blur": BlurSuite,
     "lume": LumeSuite,
+    "harness": HarnessSuite,
 }
 """Settings of every suite by the name that `suite` gives it."""
 
@@ -169,7 +171,8 @@ type Suite = Annotated[
     | Annotated[RwkuSuite, Tag("rwku")]
     | Annotated[MuseSuite, Tag("muse")]
     | Annotated[BlurSuite, Tag("blur")]
-    | Annotated[LumeSuite, Tag("lume")],
+    | Annotated[LumeSuite, Tag("lume")]
+    | Annotated[HarnessSuite, Tag("harness")],
     Discriminator(_suite_named),
 ]
 

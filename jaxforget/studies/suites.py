@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxforget.evals.suites import blur, choice, lume, muse, own, rwku
+from jaxforget.evals.suites import blur, choice, harness, lume, muse, own, rwku
 from jaxforget.evals.suites.suite import SuiteResult
 
 
@@ -28,5 +28,6 @@ READERS: Mapping[type, Reader] = {
     muse.MuseSuite: Reader(muse.read, muse.evaluate),
     blur.BlurSuite: Reader(blur.read, blur.evaluate),
     lume.LumeSuite: Reader(lume.read, lume.evaluate),
+    harness.HarnessSuite: Reader(harness.read, harness.evaluate),
 }
 """All of them; TOFU's own way is in `studies.evaluate`."""
