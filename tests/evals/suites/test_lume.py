@@ -105,19 +105,21 @@ def test_exact_answers_count_but_for_capitals_and_the_whole_is_the_mean_of_three
             {"set": name, "row": each.row, "prompt": "", "truth": "", "answer": text}
             for name, some in sets.items()
             for each in some
-            for text in [f" {each.answer.strip().upper()}" if each.row else "no"]
+            for known in [each.row < (1 if name.startswith("forget") else 2)]
+            for text in [f" {each.answer.strip().upper()}" if known else "no"]
         ]
 
     monkeypatch.setattr(Judged, "generated", right)
     got = lume.evaluate(judged, data, settings).metrics
-    assert got["forget_knowledge"] == pytest.approx(2 / 3)
-    assert got["retain_knowledge"] == pytest.approx(3 / 4)
-    assert got["retain_regurgitation"] == pytest.approx(3 / 4)  # ROUGE knows no capitals
-    # the forget set's only text on "bio" is given away whole
-    assert got["forget_bio_knowledge"] == 1 and got["task_aggregate"] == 0
+    assert got["forget_knowledge"] == pytest.approx(1 / 3)
+    assert got["retain_knowledge"] == pytest.approx(2 / 4)
+    assert got["retain_regurgitation"] == pytest.approx(2 / 4)  # ROUGE knows no capitals
+    # half of the forget set's poems is known and no biography, half of either that is kept
+    whole = statistics.harmonic_mean([0.5, 0.5, 1, 1, 0.5, 0.5, 0.5, 0.5])
+    assert got["task_aggregate"] == pytest.approx(whole)
     exam, area = got["mmlu_accuracy_letter"], got["mia_loss_auc"]
     assert got["mia_score"] == pytest.approx(1 - 2 * abs(area - 0.5))
-    assert got["aggregate"] == pytest.approx((0 + got["mia_score"] + exam) / 3)
+    assert got["aggregate"] == pytest.approx((whole + got["mia_score"] + exam) / 3)
 
 
 def test_membership_is_of_whole_documents(judged, found):
