@@ -107,7 +107,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model with the TOFU suite, without training."""
+    """Score a model with a suite (TOFU, RWKU, MUSE, your own data, ..), without training."""
     with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import evaluate as study
@@ -224,6 +224,32 @@ def report(
             typer.echo(json.dumps({"report": str(out), "rows": [run.row() for run in summaries]}))
         elif not quiet:
             typer.echo(str(out))
+
+
+@app.command()
+def requests(
+    runs: Annotated[
+        list[pathlib.Path],
+        typer.Argument(help="One run of several requests, or several runs of one method."),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tabulate how forgetting holds up: over a run's requests, or over growing forget sets."""
+    with _errors(debug):
+        from jaxforget.report.tables import plain_table
+        from jaxforget.studies.sequence import scalability, sustainability
+
+        rows = sustainability(runs[0]) if len(runs) == 1 else scalability(runs)
+        if as_json:
+            typer.echo(json.dumps({"rows": rows}))
+            return
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        kept = [name for name in names if any(row.get(name) is not None for row in rows)]
+        turned = [
+            {"": name, **{str(i): row.get(name) for i, row in enumerate(rows, 1)}} for name in kept
+        ]
+        _rich().print(plain_table(turned))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -26,14 +26,14 @@ class Relearn:
 
     Attributes:
       text: what is trained on: "forget", "half" (of the forget records; measured on the others),
-        "retain" (benign neighbours) or "unrelated".
+        "retain" (benign neighbours), "unrelated", or the name of a further text.
       steps: of training; measured after 0, 1, 2, 5, 10, 20, 50, .. of them and at the end.
       learning_rates: of AdamW, constant; all are tried, and the one that recovers most counts.
       batch_size: examples a step.
       rank: of the adapters trained; 0: all weights.
     """
 
-    text: Literal["forget", "half", "retain", "unrelated"] = "forget"
+    text: str = "forget"
     steps: Annotated[int, Ge(1)] = 50
     learning_rates: tuple[Annotated[float, Gt(0)], ...] = (1e-4, 1e-3)
     batch_size: Annotated[int, Ge(1)] = 4
