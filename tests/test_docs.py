@@ -11,10 +11,14 @@ from typer.testing import CliRunner
 
 from jaxforget import cli, methods
 from jaxforget import config as configs
+from jaxforget.acquire_config import AcquireConfig
+from jaxforget.stream_config import ContinualConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCHEMAS = {
+    "facts": AcquireConfig,
+    "stream": ContinualConfig,
     "run": configs.AuditConfig,
     "forget": configs.UnlearnConfig,
     "data": configs.FinetuneConfig,

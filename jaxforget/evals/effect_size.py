@@ -4,6 +4,7 @@ Source: Hedges 1981; the interval by inverting the noncentral t distribution.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def hedges_g(treatment: np.ndarray, control: np.ndarray, *, confidence: float = 
       control: of the other `[n_C]`, n_C >= 2.
       confidence: of the interval, in (0, 1). It is exact for normal scores of equal variance.
     Raises:
-      UserError: a group of fewer than two, a value that is not finite, no spread at all.
+      UserError: a group of fewer than two, a value that is not finite, no spread at all, or next to none.
     """
     ours, theirs = (checked("effect size", each) for each in (treatment, control))
     if min(len(ours), len(theirs)) < 2:
@@ -71,4 +72,10 @@ def _shift(t: float, freedom: int, level: float) -> float:
     while apart(t + way * reach) * way > 0:
         reach *= 1.5
     bounds = sorted((t, t + way * reach))
-    return float(optimize.brentq(apart, *bounds, xtol=1e-10))  # pyright: ignore[reportArgumentType]
+    try:
+        found: Any = optimize.brentq(apart, *bounds, xtol=1e-10)
+        return float(found)
+    except ValueError:  # not a number
+        raise UserError(
+            f"effect size: groups {t:.3g} standard errors apart are beyond any interval"
+        ) from None

@@ -40,7 +40,11 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.parametrize(
     "groups, message",
-    [(([1.0], [1.0, 2]), "at least two"), (([1.0, 1], [2.0, 2]), "neither group varies")],
+    [
+        (([1.0], [1.0, 2]), "at least two"),
+        (([1.0, 1], [2.0, 2]), "neither group varies"),
+        (([1e6, 1e6 + 1e-3], [0.0, 1e-3]), "beyond any interval"),
+    ],
 )
 def test_groups_without_a_scale_are_refused(groups, message):
     with pytest.raises(UserError, match=message):

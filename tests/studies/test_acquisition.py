@@ -178,6 +178,15 @@ def test_a_killed_run_ends_with_the_same_looks(data, whole, tmp_path, monkeypatc
     assert (torn / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_looks_do_not_depend_on_the_number_of_devices(data, whole, tmp_path):
+    split = acquire(settings(data, tmp_path / "split", mesh={"data": 2}))
+    ours, theirs = (looks(run) for run in (tmp_path / "split", whole[0]))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one["logp"], other["logp"], atol=2e-3)
+    assert split.metrics.keys() == whole[1].metrics.keys()
+
+
 BAD = {
     "steps": ({"train": {"steps": 5, "batch_size": 4}}, "end before the last presentation"),
     "window": ({"look": {"every": 2, "window": 5}}, "look.window: 5 updates reach beyond"),
