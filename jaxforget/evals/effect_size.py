@@ -39,7 +39,8 @@ def hedges_g(treatment: np.ndarray, control: np.ndarray, *, confidence: float = 
       control: of the other `[n_C]`, n_C >= 2.
       confidence: of the interval, in (0, 1). It is exact for normal scores of equal variance.
     Raises:
-      UserError: a group of fewer than two, a value that is not finite, no spread at all, or next to none.
+      UserError: a group of fewer than two, a value that is not finite, no spread at all, or next to
+        none.
     """
     ours, theirs = (checked("effect size", each) for each in (treatment, control))
     if min(len(ours), len(theirs)) < 2:
