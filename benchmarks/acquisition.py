@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -20,6 +21,8 @@ import numpy as np  # noqa: E402
 
 from jaxforget import config as configs  # noqa: E402
 from jaxforget.acquire_config import AcquireConfig  # noqa: E402
+from jaxforget.data.injection import Schedule, schedule_of  # noqa: E402
+from jaxforget.evals import acquisition as acq  # noqa: E402
 
 SENTENCES, EXPOSURES = 32, 30  # and as many foils
 
@@ -73,6 +76,71 @@ def sentences_config(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def differences(run: pathlib.Path, config: AcquireConfig) -> dict[str, list[float]]:
+    """Differences that retention.md quotes, each [value, low, high], by a bootstrap over facts."""
+    looks = [json.loads(line) for line in (run / "looks.jsonl").read_text().splitlines()]
+    steps = np.asarray([row["step"] for row in looks])
+    injection, kinds = config.injection, list(config.probes)
+    schedule = schedule_of(
+        injection.modes,
+        start=injection.start,
+        every=injection.every,
+        times=injection.times,
+        per_step=injection.per_step,
+        apart=injection.apart,
+        seed=config.train.seed,
+    )
+    modes, window = np.asarray(schedule.modes), config.look.window
+    # [looks, facts, kinds, probes]: every fact has as many probes of each kind
+    raw = np.asarray([row["logp"] for row in looks]).reshape(len(steps), len(modes), len(kinds), -1)
+    net = raw - raw[:, modes == "never"].mean(axis=(1, 3), keepdims=True)
+    times = acq.log_times(config.look.every, int(steps[-1]) - schedule.end + 1 - window)
+    groups = [np.flatnonzero(modes == mode) for mode in ("duplicated", "paraphrased")]
+    rng, found = np.random.default_rng(0), {}
+
+    def resampled(of: Callable[..., float]) -> list[float]:
+        draws = [of(*(rng.choice(group, len(group)) for group in groups)) for _ in range(400)]
+        return [of(*groups), *np.quantile(draws, [0.025, 0.975]).tolist()]
+
+    for label, curves in (("", raw), ("net ", net)):
+        for kind, name in enumerate(kinds):
+            shares = {
+                fact: acq.retainability(
+                    curves[:, fact, kind], steps, schedule.steps(fact), window, times
+                )
+                for fact in np.concatenate(groups).tolist()
+            }
+
+            def constant(facts: np.ndarray, shares: Any = shares) -> float:
+                joined = np.concatenate([shares[fact] for fact in facts.tolist()], axis=1)
+                return acq.decay(times, acq.filtered_mean(joined)).constant
+
+            found[f"{label}a, {name}, duplicated less paraphrased"] = resampled(
+                lambda ours, theirs, of=constant: of(ours) - of(theirs)
+            )
+    for place, mode in enumerate(("duplicated", "paraphrased")):
+        gains = {
+            fact: _gains(raw[:, fact], steps, schedule, fact, window) for fact in groups[place]
+        }
+        for one, other in ((0, 1), (1, 2)):
+            found[f"gain, {mode}, {kinds[one]} less {kinds[other]}"] = resampled(
+                lambda *facts, k=place, a=one, b=other, of=gains: float(
+                    np.mean([of[fact][a] - of[fact][b] for fact in facts[k]])
+                )
+            )
+    return found
+
+
+def _gains(
+    curves: np.ndarray, steps: np.ndarray, schedule: Schedule, fact: int, window: int
+) -> np.ndarray:
+    """Mean gain of one fact's probes by kind; `curves` `[looks, kinds, probes]`."""
+    flat, met = curves.reshape(len(steps), -1), schedule.steps(int(fact))
+    best = acq.local_maximum(flat, steps, met[-1], window)
+    rise = flat[best, np.arange(flat.shape[1])] - flat[np.searchsorted(steps, met[0])]
+    return rise.reshape(curves.shape[1:]).mean(axis=1)
+
+
 def main() -> None:
     """Run both, print what retention.md quotes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -102,6 +170,9 @@ def main() -> None:
             result = acquire(config, events)
         for key, value in result.metrics.items():
             print(f"{name} {key:<52} {value if value is None else round(value, 4)}")
+        if name == "facts":
+            for key, values in differences(result.run_dir.path, config).items():
+                print(f"{name} {key:<60} {[round(value, 3) for value in values]}")
 
 
 if __name__ == "__main__":
