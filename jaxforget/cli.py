@@ -100,6 +100,26 @@ def continual(
 
 
 @app.command()
+def acquire(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Inject facts into training and measure what is gained and kept of them."""
+    with _errors(debug, quiet):
+        from jaxforget import config as configs
+        from jaxforget.acquire_config import AcquireConfig
+        from jaxforget.studies import acquire as study
+
+        settings = configs.load(AcquireConfig, config, overrides or ())
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            _print_result(study(settings, events), quiet, as_json)
+
+
+@app.command()
 def evaluate(
     config: Config,
     overrides: Overrides = None,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from jaxforget import cli, methods
 from jaxforget import config as configs
+from jaxforget.acquire_config import AcquireConfig
 from jaxforget.methods import catalogue
 from jaxforget.methods.__main__ import TABLES, between
 from jaxforget.stream_config import ContinualConfig
@@ -18,9 +19,10 @@ from jaxforget.stream_config import ContinualConfig
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCHEMAS = {
+    "facts": AcquireConfig,
+    "stream": ContinualConfig,
     "run": configs.AuditConfig,
     "forget": configs.UnlearnConfig,
-    "stream": ContinualConfig,
     "data": configs.FinetuneConfig,
     "evaluate": configs.EvaluateConfig,
     "base": configs.SweepConfig,

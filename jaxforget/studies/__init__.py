@@ -1,5 +1,6 @@
 """What a user runs from end to end: each study takes a configuration and returns a `Result`."""
 
+from jaxforget.studies.acquisition import acquire
 from jaxforget.studies.audit import audit
 from jaxforget.studies.common import Events, Result
 from jaxforget.studies.continual import continual
@@ -11,6 +12,7 @@ from jaxforget.studies.unlearn import finetune, unlearn
 __all__ = [
     "Events",
     "Result",
+    "acquire",
     "audit",
     "continual",
     "evaluate",

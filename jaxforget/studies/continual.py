@@ -122,13 +122,13 @@ def _member(config: ContinualConfig, label: str) -> ContinualConfig:
 def _one(config: ContinualConfig, events: Events) -> Result:
     strategy = strategies.from_config(config.strategy)
     with opened(config) as run:
-        finished = _finished(run, config)
+        finished = finished_run(run, config)
         if finished is not None:
             return finished
         watch = Stopwatch()
         events.stage("reading data")
         records = [(load_records(task.data), load_records(task.evaluate)) for task in config.stream]
-        lm = _model(config, [record for train, _ in records for record in train])
+        lm = starting_model(config, [record for train, _ in records for record in train])
         train = [tokens_of(part, lm, config, run) for part, _ in records]
         held = [tokens_of(part, lm, config, run) for _, part in records]
         held = [_limited(each, config.measure.limit) for each in held]
@@ -150,7 +150,8 @@ def _one(config: ContinualConfig, events: Events) -> Result:
         return Result(streamed.params, results["metrics"], run)
 
 
-def _finished(run: RunDirectory, config: ContinualConfig) -> Result | None:
+def finished_run(run: RunDirectory, config: Any) -> Result | None:
+    """What a run with this very configuration has left; None where there is more to do."""
     if not run.results.exists() or not run.model.exists():
         return None
     results = json.loads(run.results.read_text())
@@ -159,10 +160,15 @@ def _finished(run: RunDirectory, config: ContinualConfig) -> Result | None:
     return Result(load(run.model).params, results["metrics"], run)
 
 
-def _model(config: ContinualConfig, records: Sequence[Record]) -> LanguageModel:
+def starting_model(config: Any, records: Sequence[Record]) -> LanguageModel:
+    """The configured model, or one from scratch whose tokenizer is made from these records.
+
+    Raises:
+      UserError: not exactly one of `model` and `scratch`; a model without a tokenizer.
+    """
     compute = Compute(dtype=config.train.compute, remat=config.train.remat)
     if (config.model is None) == (config.scratch is None):
-        raise UserError("continual: set one of model and scratch, and not both")
+        raise UserError("set one of model and scratch, and not both")
     if config.model is not None:
         lm = load(config.model, dtype=config.dtype, compute=compute)
         if lm.tokenizer is None:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.injection import InjectedBatches
 from jaxforget.data.stream import StreamBatches
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.train import Inputs
@@ -36,7 +37,7 @@ def reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) ->
 
 
 def step_inputs(
-    batches: PairedBatches | StreamBatches,
+    batches: PairedBatches | StreamBatches | InjectedBatches,
     heads: Mapping[str, Head],
     mesh: Mesh,
     steps: tuple[int, int, int],

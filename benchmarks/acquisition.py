@@ -1,0 +1,179 @@
+"""Factual acquisition and few-shot memory with a model from scratch; the tables of retention.md.
+
+    python benchmarks/acquisition.py --data DATA
+
+DATA (or the environment's JAXFORGET_DATA) holds `fictional_knowledge/` and `text_domains/`. The
+model is trained on the domains, and on the way facts, or sentences, are put into its batches.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from jaxforget import config as configs  # noqa: E402
+from jaxforget.acquire_config import AcquireConfig  # noqa: E402
+from jaxforget.data.injection import Schedule, schedule_of  # noqa: E402
+from jaxforget.evals import acquisition as acq  # noqa: E402
+
+SENTENCES, EXPOSURES = 32, 30  # and as many foils
+
+
+def base_of(data: pathlib.Path) -> list[dict[str, Any]]:
+    """Training text of every domain."""
+    files = sorted((data / "text_domains").glob("*.train.txt.gz"))
+    return [{"path": str(file), "format": "text"} for file in files]
+
+
+def facts_config(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+    """The shipped configuration on real data."""
+    file = data / "fictional_knowledge" / "fictional_knowledge_paraphrased.json.gz"
+    tree = configs.as_tree(
+        configs.load(AcquireConfig, ROOT / "configs" / "continual" / "acquisition.yaml")
+    )
+    facts = {"path": str(file), "columns": {"text": "train_context"}}
+    return tree | {"facts": facts, "base": base_of(data), "run_dir": str(out / "facts")}
+
+
+def sentences_config(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+    """Sentences of held-out text, studied some times each; others of the same kind as foils.
+
+    The model is the one that the facts were put into.
+    """
+    import gzip
+    import re
+
+    text = gzip.decompress((data / "text_domains" / "speeches.eval.txt.gz").read_bytes()).decode()
+    whole = re.split(r"(?<=[.?!])\s+", re.sub(r"\s+", " ", text))
+    fit = list(dict.fromkeys(each for each in whole if 60 <= len(each) <= 160))
+    order = np.random.default_rng(0).permutation(len(fit))[: 2 * SENTENCES]
+    file = out / "sentences.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"text": fit[place]}) + "\n" for place in order))
+    common = facts_config(data, out)
+    kept = ("base", "max_length", "train", "optimizer")
+    return {name: common[name] for name in kept} | {
+        "facts": str(file),
+        "model": str(out / "facts"),
+        "run_dir": str(out / "sentences"),
+        "injection": {
+            "modes": {"duplicated": SENTENCES, "never": SENTENCES},
+            "every": SENTENCES // 8,
+            "times": EXPOSURES,
+            "per_step": 8,
+        },
+        "look": {"every": 4},
+        "recall": {"at": [0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150]},
+        "train": common["train"] | {"steps": SENTENCES // 8 * EXPOSURES + 150},
+    }
+
+
+def differences(run: pathlib.Path, config: AcquireConfig) -> dict[str, list[float]]:
+    """Differences that retention.md quotes, each [value, low, high], by a bootstrap over facts."""
+    looks = [json.loads(line) for line in (run / "looks.jsonl").read_text().splitlines()]
+    steps = np.asarray([row["step"] for row in looks])
+    injection, kinds = config.injection, list(config.probes)
+    schedule = schedule_of(
+        injection.modes,
+        start=injection.start,
+        every=injection.every,
+        times=injection.times,
+        per_step=injection.per_step,
+        apart=injection.apart,
+        seed=config.train.seed,
+    )
+    modes, window = np.asarray(schedule.modes), config.look.window
+    # [looks, facts, kinds, probes]: every fact has as many probes of each kind
+    raw = np.asarray([row["logp"] for row in looks]).reshape(len(steps), len(modes), len(kinds), -1)
+    net = raw - raw[:, modes == "never"].mean(axis=(1, 3), keepdims=True)
+    times = acq.log_times(config.look.every, int(steps[-1]) - schedule.end + 1 - window)
+    groups = [np.flatnonzero(modes == mode) for mode in ("duplicated", "paraphrased")]
+    rng, found = np.random.default_rng(0), {}
+
+    def resampled(of: Callable[..., float]) -> list[float]:
+        draws = [of(*(rng.choice(group, len(group)) for group in groups)) for _ in range(400)]
+        return [of(*groups), *np.quantile(draws, [0.025, 0.975]).tolist()]
+
+    for label, curves in (("", raw), ("net ", net)):
+        for kind, name in enumerate(kinds):
+            shares = {
+                fact: acq.retainability(
+                    curves[:, fact, kind], steps, schedule.steps(fact), window, times
+                )
+                for fact in np.concatenate(groups).tolist()
+            }
+
+            def constant(facts: np.ndarray, shares: Any = shares) -> float:
+                joined = np.concatenate([shares[fact] for fact in facts.tolist()], axis=1)
+                return acq.decay(times, acq.filtered_mean(joined)).constant
+
+            found[f"{label}a, {name}, duplicated less paraphrased"] = resampled(
+                lambda ours, theirs, of=constant: of(ours) - of(theirs)
+            )
+    for place, mode in enumerate(("duplicated", "paraphrased")):
+        gains = {
+            fact: _gains(raw[:, fact], steps, schedule, fact, window) for fact in groups[place]
+        }
+        for one, other in ((0, 1), (1, 2)):
+            found[f"gain, {mode}, {kinds[one]} less {kinds[other]}"] = resampled(
+                lambda *facts, k=place, a=one, b=other, of=gains: float(
+                    np.mean([of[fact][a] - of[fact][b] for fact in facts[k]])
+                )
+            )
+    return found
+
+
+def _gains(
+    curves: np.ndarray, steps: np.ndarray, schedule: Schedule, fact: int, window: int
+) -> np.ndarray:
+    """Mean gain of one fact's probes by kind; `curves` `[looks, kinds, probes]`."""
+    flat, met = curves.reshape(len(steps), -1), schedule.steps(int(fact))
+    best = acq.local_maximum(flat, steps, met[-1], window)
+    rise = flat[best, np.arange(flat.shape[1])] - flat[np.searchsorted(steps, met[0])]
+    return rise.reshape(curves.shape[1:]).mean(axis=1)
+
+
+def main() -> None:
+    """Run both, print what retention.md quotes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=pathlib.Path, default=os.environ.get("JAXFORGET_DATA"))
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "acquisition")
+    parser.add_argument("--only", choices=("facts", "sentences"))
+    parser.add_argument("overrides", nargs="*", help="such as train.steps=1000")
+    options = parser.parse_args()
+    if options.data is None:
+        parser.error("--data or JAXFORGET_DATA must name the folder of the data")
+    from rich.console import Console
+
+    from jaxforget.cli import quiet_logs
+    from jaxforget.report.console import live
+    from jaxforget.studies import acquire
+
+    quiet_logs()
+    for name, tree in (("facts", facts_config), ("sentences", sentences_config)):
+        if options.only not in (None, name):
+            continue
+        config = configs.build(AcquireConfig, tree(options.data, options.out))
+        for override in options.overrides:
+            key, _, value = override.partition("=")
+            changed = configs.overridden(configs.as_tree(config), {key: json.loads(value)})
+            config = configs.build(AcquireConfig, changed)
+        with live(Console(stderr=True)) as events:
+            result = acquire(config, events)
+        for key, value in result.metrics.items():
+            print(f"{name} {key:<52} {value if value is None else round(value, 4)}")
+        if name == "facts":
+            for key, values in differences(result.run_dir.path, config).items():
+                print(f"{name} {key:<60} {[round(value, 3) for value in values]}")
+
+
+if __name__ == "__main__":
+    main()
