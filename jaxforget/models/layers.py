@@ -203,11 +203,28 @@ def attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Arr
     Args:
       q: `[B, L, H, h]`.
       k, v: `[B, S, KV, h]`; H is a multiple of KV, query head i reads key head i // (H / KV).
-      mask: bool `[B, L, S]`; a query that sees nothing gets the mean of all values.
+      mask: bool `[B, L, S]`; a query that sees nothing gets a mean of values. Where S is L, no
+        query sees a later place: long rows are computed in stretches, without what lies above.
       cfg: scale and soft cap.
     Returns:
       `[B, L, H, h]` in the dtype of `q`.
     """
+    length, keys = mask.shape[1:]
+    size = max(_STRETCH, -(-length // _STRETCHES))
+    if keys != length or length < 2 * _STRETCH:
+        return _attend(q, k, v, mask, cfg)
+    ends = [min(begin + size, length) for begin in range(0, length, size)]
+    parts = [
+        _attend(q[:, a:b], k[:, :b], v[:, :b], mask[:, a:b, :b], cfg)
+        for a, b in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+
+_STRETCH, _STRETCHES = 128, 4  # least length of one, and most of them in a row
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Array:
     (rows, length, heads, width), (_, keys, groups, _) = q.shape, k.shape
     share = heads // groups
     # the query heads of one key head are rows of one matrix product

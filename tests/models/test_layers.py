@@ -110,6 +110,37 @@ def test_attention_equals_its_formula_with_grouped_heads(cap):
     np.testing.assert_allclose(y, oracle_attention(q, k, v, mask, 0.5, cap), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [256, 300, 700])
+def test_long_rows_attend_in_stretches_as_their_formula_says(length):
+    """Packed segments, one of which sees an earlier one; values and gradients."""
+    cfg = BASE
+    q, k, v = random(0, 1, length, 4, 4), random(1, 1, length, 2, 4), random(2, 1, length, 2, 4)
+    ends = [length // 5, length // 2, length - 3]
+    segments = 1 + np.searchsorted(ends, np.arange(length), side="right")[None]
+    segments[segments == 4] = 0
+    positions = np.arange(length)[None] - np.asarray([0, 0, *ends])[segments]
+    parents = np.where(segments == 3, 1, segments)
+    positions = np.where(segments == 3, positions + length, positions)
+    mask = layers.attention_mask(
+        *(jnp.asarray(a) for a in (positions, segments)), parents=jnp.asarray(parents)
+    )
+    assert not np.triu(np.asarray(mask)[0], 1).any()
+    real = segments[0] > 0
+    y = layers.attend(*(jnp.asarray(a) for a in (q, k, v)), mask, cfg)
+    expected = oracle_attention(q, k, v, np.asarray(mask), 0.5, None)
+    np.testing.assert_allclose(y[0, real], expected[0, real], rtol=1e-4, atol=1e-5)
+
+    def summed(stretch):
+        def total(q, k, v):
+            out = layers._attend if stretch else layers.attend
+            return (out(q, k, v, mask, cfg)[:, real] * random(3, 1, real.sum(), 4, 4)).sum()
+
+        return jax.grad(total, (0, 1, 2))(*(jnp.asarray(a) for a in (q, k, v)))
+
+    for left, right in zip(summed(True), summed(False), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
 def test_a_query_that_sees_nothing_is_finite_with_finite_gradient():
     q, k, v = random(0, 1, 2, 6, 4), random(1, 1, 2, 2, 4), random(2, 1, 2, 2, 4)
     mask = jnp.zeros((1, 2, 2), bool)
