@@ -69,6 +69,16 @@ type Run = Callable[[Any, AuditData, Any], Finding]
 """(model, data, the attack's settings) -> what it found."""
 
 
+def nothing(data: AuditData, settings: Any) -> Sequence[str]:
+    """What an attack lacks that needs no more than its sets."""
+    return ()
+
+
+def prompted(data: AuditData, settings: Any) -> Sequence[str]:
+    """What an attack on questions lacks where some record is plain text."""
+    return () if all(record.prompt for record in data.forget) else ("a prompt in every record",)
+
+
 @dataclass(frozen=True)
 class Attack:
     """One entry of the audit.
@@ -82,6 +92,7 @@ class Attack:
       measures: what `Finding.known` is.
       source: paper, or where the protocol is from.
       needs: sets of `AuditData` without which it cannot run, besides the forget set.
+      lacks: (data, settings) -> what else it needs and the data do not have, in words.
     """
 
     title: str
@@ -92,6 +103,7 @@ class Attack:
     measures: str
     source: str
     needs: tuple[str, ...] = ()
+    lacks: Callable[[AuditData, Any], Sequence[str]] = nothing
 
 
 def of_each(values: np.ndarray, **more: Any) -> Finding:

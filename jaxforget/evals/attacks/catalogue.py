@@ -7,20 +7,51 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jaxforget.engine.errors import UserError, did_you_mean
-from jaxforget.evals.attacks import plain, quantise, relearn
-from jaxforget.evals.attacks.attack import Attack
+from jaxforget.evals.attacks import in_context, plain, prompts, quantise, relearn, sampling
+from jaxforget.evals.attacks.attack import Attack, prompted
 
+ASKS = "may ask and read probabilities"
 WEIGHTS = "holds the weights and may train them"
 
 ATTACKS: Mapping[str, Attack] = {
     "ask": Attack(
         title="Asking",
-        threat="may ask and read probabilities",
+        threat=ASKS,
         settings=plain.Ask,
         run=plain.ask,
         budget=plain.budget,
         measures="probability of the answers to forget",
         source="TOFU (arXiv 2401.06121)",
+    ),
+    "prompts": Attack(
+        title="Other prompts",
+        threat=ASKS,
+        settings=prompts.Prompts,
+        run=prompts.ask_otherwise,
+        budget=prompts.budget,
+        measures="probability of the answers to forget behind the best wording of each question",
+        source="BLUR (arXiv 2506.15699) for combined questions; wordings of its own",
+        lacks=prompts.lacks,
+    ),
+    "in_context": Attack(
+        title="Relearning in context",
+        threat=f"{ASKS}; holds other records of the forget set",
+        settings=in_context.InContext,
+        run=in_context.in_context,
+        budget=in_context.budget,
+        measures="probability of the answers to forget behind other forgotten examples",
+        source="Shumailov et al. 2024 (arXiv 2407.00106)",
+        lacks=in_context.lacks,
+    ),
+    "sampling": Attack(
+        title="Sampling",
+        threat="may ask often",
+        settings=sampling.Sampling,
+        run=sampling.sample,
+        budget=sampling.budget,
+        measures="ROUGE-L recall of the best of the sampled answers",
+        source="leak@k (arXiv 2511.04934)",
+        lacks=prompted,
     ),
     "quantise": Attack(
         title="Quantisation",
@@ -45,6 +76,9 @@ ATTACKS: Mapping[str, Attack] = {
 
 DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "ask"},
+    {"name": "prompts", "kind": "prefix"},
+    {"name": "in_context"},
+    {"name": "sampling"},
     {"name": "relearn", "text": "forget"},
     {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},
@@ -111,7 +145,7 @@ def _settings(key: str, attack: Attack, given: Mapping[str, Any]) -> Any:
 
 
 def missing(attack: Attack, settings: Any, data: Any) -> list[str]:
-    """Sets that the attack needs and the data do not have."""
+    """What the attack needs and the data do not have: sets by name, then other things in words."""
     text = getattr(settings, "text", None)
     needs = [*attack.needs, *([text] if text not in (None, "half") else [])]
-    return [name for name in needs if not data.records(name)]
+    return [*(name for name in needs if not data.records(name)), *attack.lacks(data, settings)]
