@@ -110,3 +110,9 @@ def of_each(values: np.ndarray, **more: Any) -> Finding:
     """A finding whose `known` is the mean over the forget records."""
     values = np.asarray(values, np.float64)
     return Finding(known=float(values.mean()), each=values, **more)
+
+
+def partners(data: AuditData) -> list[Record]:
+    """A retain record for every forget record, drawn by the seed; again where there are fewer."""
+    order = np.random.default_rng(data.seed).permutation(len(data.retain))
+    return [data.retain[i] for i in np.resize(order, len(data.forget))]

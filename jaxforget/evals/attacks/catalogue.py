@@ -7,11 +7,22 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jaxforget.engine.errors import UserError, did_you_mean
-from jaxforget.evals.attacks import in_context, plain, prompts, quantise, relearn, sampling
+from jaxforget.evals.attacks import (
+    in_context,
+    logit_lens,
+    plain,
+    probe,
+    prompts,
+    quantise,
+    relearn,
+    sampling,
+    steering,
+)
 from jaxforget.evals.attacks.attack import Attack, prompted
 
 ASKS = "may ask and read probabilities"
-WEIGHTS = "holds the weights and may train them"
+HOLDS = "holds the weights"
+WEIGHTS = f"{HOLDS} and may train them"
 
 ATTACKS: Mapping[str, Attack] = {
     "ask": Attack(
@@ -53,9 +64,38 @@ ATTACKS: Mapping[str, Attack] = {
         source="leak@k (arXiv 2511.04934)",
         lacks=prompted,
     ),
+    "logit_lens": Attack(
+        title="Logit lens",
+        threat=HOLDS,
+        settings=logit_lens.LogitLens,
+        run=logit_lens.logit_lens,
+        budget=logit_lens.budget,
+        measures="probability of each answer to forget, read in the best layer",
+        source="Patil et al. 2023 (arXiv 2309.17410)",
+    ),
+    "probe": Attack(
+        title="Linear probes",
+        threat=f"{HOLDS} and some of the answers",
+        settings=probe.Probe,
+        run=probe.probe,
+        budget=probe.budget,
+        measures="accuracy above chance, 0 to 1, of true against wrong answers in the best layer",
+        source="Unforgettable Generalization (arXiv 2409.02228)",
+        lacks=probe.lacks,
+    ),
+    "steering": Attack(
+        title="Activation steering",
+        threat=HOLDS,
+        settings=steering.Steering,
+        run=steering.steer,
+        budget=steering.budget,
+        measures="probability of the answers to forget at the best layer and strength",
+        source="Rimsky et al. 2023 (arXiv 2312.06681)",
+        needs=("retain",),
+    ),
     "quantise": Attack(
         title="Quantisation",
-        threat="holds the weights",
+        threat=HOLDS,
         settings=quantise.Quantise,
         run=quantise.quantise,
         budget=quantise.budget,
@@ -79,6 +119,8 @@ DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "prompts", "kind": "prefix"},
     {"name": "in_context"},
     {"name": "sampling"},
+    {"name": "logit_lens"},
+    {"name": "probe"},
     {"name": "relearn", "text": "forget"},
     {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},

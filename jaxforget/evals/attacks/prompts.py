@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxforget.data.records import Record, variants
 from jaxforget.data.template import Template
-from jaxforget.evals.attacks.attack import AuditData, Finding, of_each, prompted
+from jaxforget.evals.attacks.attack import AuditData, Finding, of_each, partners, prompted
 from jaxforget.evals.attacks.known import answers, known, overlap, roomy, shown, tokens_of
 
 PREFIXES: Mapping[str, str] = {
@@ -90,7 +90,7 @@ def ask_otherwise(lm: Any, data: AuditData, settings: Prompts) -> Finding:
     asked, texts = _answers(lm, data, wordings, best)
     scores["rouge"] = float(overlap(data.forget, texts).mean())
     if settings.kind == "combined":
-        scores["rouge_retain"] = float(overlap(_partners(data), texts).mean())
+        scores["rouge_retain"] = float(overlap(partners(data), texts).mean())
     return of_each(prob[best], scores=scores, examples=shown(data.forget, asked, texts))
 
 
@@ -107,7 +107,7 @@ def wordings_of(data: AuditData, settings: Prompts) -> list[Wording]:
     elif settings.kind == "template":
         put = {name: _framed(data, *frame) for name, frame in FRAMES.items()}
     else:
-        pairs = [(f.prompt, r.prompt) for f, r in zip(data.forget, _partners(data), strict=True)]
+        pairs = [(f.prompt, r.prompt) for f, r in zip(data.forget, partners(data), strict=True)]
         put = {
             "forget_first": ([f"{ours} {other}" for ours, other in pairs], template),
             "retain_first": ([f"{other} {ours}" for ours, other in pairs], template),
@@ -126,12 +126,6 @@ def _framed(data: AuditData, before: str, between: str) -> tuple[list[str], Temp
         return [f"{before}{prompt}{between.rstrip()}" for prompt in prompts], data.template
     tags = {"kind": "plain", "question_tag": before, "answer_tag": between}
     return prompts, replace(data.template, **tags)
-
-
-def _partners(data: AuditData) -> list[Record]:
-    """A retain record for every forget record."""
-    order = np.random.default_rng(data.seed).permutation(len(data.retain))
-    return [data.retain[i] for i in np.resize(order, len(data.forget))]
 
 
 def _asking(records: Sequence[Record], prompts: Sequence[str]) -> list[Record]:
@@ -166,7 +160,7 @@ def _answers(
     start = 0
     for wording in wordings:
         chosen = np.flatnonzero((best >= start) & (best < start + len(wording.records)))
-        records = [wording.records[best[i] - start] for i in chosen]
+        records = [wording.records[int(best[i]) - start] for i in chosen]
         start += len(wording.records)
         if not records:
             continue
