@@ -15,7 +15,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SUITES = ("step", "edits", "population")
+SUITES = ("step", "edits", "population", "continual")
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     from rich.console import Console
 
-    from benchmarks import edits, population, step
+    from benchmarks import edits, population, step, strategies
     from jaxforget.cli import quiet_logs
     from jaxforget.engine.files import write_json
     from jaxforget.engine.runtime import use_compile_cache
@@ -60,6 +60,17 @@ def main() -> None:
         print("population: sixteen settings in one program ...", file=sys.stderr, flush=True)
         written["population"] = population.measure(13, 16)
         Console().print(plain_table([written["population"]]))
+    if "continual" in options.suite:
+        print("continual: strategies against naive steps ...", file=sys.stderr, flush=True)
+        sizes = [(model, dtype) for model in options.models for dtype in options.dtypes]
+        written["continual"] = [
+            row
+            for model, dtype in sizes
+            for row in strategies.rows(
+                model, dtype, options.batch, max(options.rounds, 5), options.steps
+            )
+        ]
+        Console().print(plain_table(written["continual"]))
     write_json(options.out, written)
     print(json.dumps({"written": str(options.out), "devices": written["devices"]}))
 

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxforget import combiners, data, evals, methods, models, objectives
+    from jaxforget import combiners, data, evals, methods, models, objectives, strategies
     from jaxforget.config import (
         AuditConfig,
         EvaluateConfig,
@@ -17,9 +17,20 @@ if TYPE_CHECKING:
         UnlearnConfig,
     )
     from jaxforget.models.language_model import LanguageModel, load
-    from jaxforget.studies import Result, audit, evaluate, finetune, sweep, unlearn
+    from jaxforget.stream_config import ContinualConfig
+    from jaxforget.studies import Result, audit, continual, evaluate, finetune, sweep, unlearn
 
-_MODULES = ("combiners", "data", "edits", "evals", "loops", "methods", "models", "objectives")
+_MODULES = (
+    "combiners",
+    "data",
+    "edits",
+    "evals",
+    "loops",
+    "methods",
+    "models",
+    "objectives",
+    "strategies",
+)
 _NAMES = {
     "LanguageModel": "jaxforget.models.language_model",
     "load": "jaxforget.models.language_model",
@@ -27,6 +38,8 @@ _NAMES = {
     "unlearn": "jaxforget.studies",
     "finetune": "jaxforget.studies",
     "audit": "jaxforget.studies",
+    "continual": "jaxforget.studies",
+    "ContinualConfig": "jaxforget.stream_config",
     "evaluate": "jaxforget.studies",
     "sweep": "jaxforget.studies",
     "UnlearnConfig": "jaxforget.config",
@@ -38,6 +51,7 @@ _NAMES = {
 
 __all__ = [
     "AuditConfig",
+    "ContinualConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "LanguageModel",
@@ -46,6 +60,7 @@ __all__ = [
     "UnlearnConfig",
     "audit",
     "combiners",
+    "continual",
     "data",
     "evals",
     "evaluate",
@@ -54,6 +69,7 @@ __all__ = [
     "methods",
     "models",
     "objectives",
+    "strategies",
     "sweep",
     "unlearn",
 ]

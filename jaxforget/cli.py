@@ -72,6 +72,34 @@ def finetune(
 
 
 @app.command()
+def continual(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train on a stream of tasks and measure what is kept of each."""
+    with _errors(debug, quiet):
+        from jaxforget import config as configs
+        from jaxforget.stream_config import ContinualConfig
+        from jaxforget.studies import continual as study
+
+        settings = configs.load(ContinualConfig, config, overrides or ())
+        _start_processes()
+        with _console(quiet or as_json) as events:
+            result = study(settings, events)
+        if quiet or as_json or not settings.runs:
+            _print_result(result, quiet, as_json)
+            return
+        from jaxforget.report.tables import plain_table
+        from jaxforget.studies.continual import table_of
+
+        _rich().print(plain_table(table_of(result.run_dir)))
+        typer.echo(f"results and report: {result.run_dir.path}")
+
+
+@app.command()
 def evaluate(
     config: Config,
     overrides: Overrides = None,

@@ -232,6 +232,7 @@ class EvaluateConfig:
       model, run_dir, dtype, max_length: as for unlearn.
       evaluate: the suite.
       compute: dtype of the matrix products.
+      mesh: devices.
     """
 
     model: str
@@ -241,6 +242,7 @@ class EvaluateConfig:
     compute: Literal["float32", "bfloat16"] = "float32"
     max_length: Annotated[int, Ge(2)] | None = None
     template: Template = field(default_factory=Template)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 @dataclass(frozen=True)

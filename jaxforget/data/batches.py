@@ -168,7 +168,7 @@ class PairedBatches:
         sizes = {role: [self._sizes(role, ids) for ids in by_role[role]] for role in self.sets}
         length = self.length or choose_length(list(sizes.values()), row_multiple=self.row_multiple)
         shapes = {
-            role: _shape(tokenised, by_role[role], sizes[role], length, self.row_multiple)
+            role: shape_of(tokenised, by_role[role], sizes[role], length, self.row_multiple)
             for role, tokenised in self.sets.items()
         }
         return replace(self, length=length, shapes=shapes)
@@ -201,13 +201,22 @@ class PairedBatches:
         return batches, columns
 
 
-def _shape(
+def shape_of(
     tokenised: TokenisedSet,
     drawn: Sequence[np.ndarray],
     sizes: Sequence[np.ndarray],
     length: int,
     row_multiple: int,
 ) -> Shape:
+    """The least shape that fits every step.
+
+    Args:
+      tokenised: the set of the role.
+      drawn: examples of each step.
+      sizes: places that each of them takes.
+      length: tokens of a row.
+      row_multiple: rows are a multiple of this.
+    """
     rows = segments = targets = 1
     counts = tokenised.label_counts
     for ids, places in zip(drawn, sizes, strict=True):

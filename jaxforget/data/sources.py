@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxforget.data.builtin_text import documents
 from jaxforget.data.records import Record, warn_of_repeats
 from jaxforget.engine.errors import UserError, did_you_mean
 
@@ -23,6 +24,7 @@ _FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+_BUILTIN = "builtin:"
 _READERS = ("auto", "json", "parquet", "text", "lines", "hub")
 
 type Row = Mapping[str, Any]
@@ -34,9 +36,10 @@ class DataSource:
 
     Attributes:
       path: a file (.json and .jsonl hold JSON Lines or one array, .parquet, .txt; each but
-        Parquet also with .gz) or the id of a Hugging Face dataset.
+        Parquet also with .gz), the id of a Hugging Face dataset, or "builtin:NAME", see
+        `jaxforget.data.builtin_text`.
       name: configuration of a Hugging Face dataset, e.g. "forget10"; not for files.
-      split: split of a Hugging Face dataset; not for files.
+      split: split of a Hugging Face dataset or of a builtin text; not for files.
       columns: which column is the `prompt` and which the `answer`, or which is `text` (no prompt:
         the whole text is learned). Found by themselves: question or prompt; answer, response or
         completion; else text.
@@ -71,6 +74,9 @@ def load_records(source: DataSource) -> list[Record]:
     kind, label, lines = _kind(source, file), source.path, None
     if kind == "hub":
         label, rows = _read_hub(source)
+    elif kind == "builtin":
+        texts = documents(source.path.removeprefix(_BUILTIN), source.split)
+        rows = [{"text": text} for text in texts]
     else:
         rows, lines = _read_file(file, kind, label)
     if not rows:
@@ -86,6 +92,8 @@ def load_records(source: DataSource) -> list[Record]:
 
 
 def _kind(source: DataSource, file: pathlib.Path) -> str:
+    if source.path.startswith(_BUILTIN):
+        return "builtin"
     suffixes = [suffix for suffix in file.suffixes if suffix != ".gz"]
     known = _FORMATS.get(suffixes[-1].lower()) if suffixes else None
     looks_hub = known is None and not file.exists() and not source.path.endswith(".gz")

@@ -4,6 +4,7 @@
 dimensions of the matrices. Nothing else in jaxforget names a device.
 """
 
+import contextlib
 import logging
 import math
 import re
@@ -156,8 +157,40 @@ def put(tree: Any, placed: Any) -> Any:
     return jax.tree.map(place, tree, placed)
 
 
-def put_rows(batch: Any, mesh: Mesh) -> Any:
-    """Host batch -> devices: leaves with a leading row axis divided, scalars replicated."""
+def put_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """Host batch -> devices: leaves with a leading row axis divided, scalars replicated.
+
+    Without a mesh everything goes to the default device.
+    """
+    if mesh is None:
+        return jax.device_put(batch)
     whole, rows = replicated(mesh), by_rows(mesh)
     placed = jax.tree.map(lambda leaf: rows if np.ndim(leaf) else whole, batch)
     return put(batch, placed)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the leaves of a pytree are placed on; None: each on a single device."""
+    for leaf in jax.tree.leaves(tree):
+        placed = getattr(leaf, "sharding", None)
+        if isinstance(placed, NamedSharding) and placed.mesh.size > 1:
+            return placed.mesh if isinstance(placed.mesh, Mesh) else None
+    return None
+
+
+def whole_rows(rows: int, mesh: Mesh | None) -> int:
+    """At least so many rows, which the mesh divides evenly."""
+    parts = 1 if mesh is None else row_shards(mesh)
+    return -(-rows // parts) * parts
+
+
+def in_use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """`jax.set_mesh`, or nothing without a mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def whole(tree: Any, mesh: Mesh | None) -> Any:
+    """The same values where every process can read all of them."""
+    if mesh is None or jax.process_count() == 1:
+        return tree
+    return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))(tree)

@@ -78,16 +78,19 @@ def _one_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, *steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, *steps: int, schedule: Schedule | None = None
+) -> optax.GradientTransformation:
     """The optax chain: clip, then the optimizer with its schedule and masked weight decay.
 
     Args:
       config: see `OptimizerConfig`.
       steps: see `make_schedule`.
+      schedule: takes the place of the configured learning rate and schedule; None: it does not.
     Raises:
       UserError: an option that the chosen optimizer would ignore.
     """
-    schedule = make_schedule(config, *steps)
+    schedule = make_schedule(config, *steps) if schedule is None else schedule
     if config.name == "sgd":
         if config.weight_decay:
             raise UserError("optimizer.weight_decay: sgd takes none here; use adamw or lion")

@@ -40,6 +40,8 @@ class TokenBatch:
       positions: int32 `[B, L]`, restart at 0 in every segment.
       mask: float32 `[B, L]`, 1 where the target counts.
       example: int32 `[B, S]`, dataset row of each packed segment, -1 is an empty slot.
+      parents: int32 `[B, L]`, a segment of the row that attention sees too, as if it stood before
+        this one; the token's own where there is none. None: nobody has one.
       totals: counts of the whole step where this batch is one micro-batch of it; None: itself.
       max_targets: static upper bound of labelled targets in any row, so that only they go
         through the output head; None: every position may be labelled.
@@ -51,6 +53,7 @@ class TokenBatch:
     positions: Array
     mask: Array
     example: Array
+    parents: Array | None = None
     totals: Totals | None = None
     max_targets: int | None = field(default=None, metadata={"static": True})
 
@@ -153,6 +156,8 @@ class ReferenceScores:
       head: the starting model's output projection, or None.
       residual: `[B, T, D]`, output of its inner layer, or None.
       values: float32 `[B, T, K]`, see `Scores`, or None.
+      words: int32 `[B, T, N]`, the words with the largest logits, or None.
+      logits: float32 `[B, T, N]`, these logits, or None.
     """
 
     logp: Array
@@ -160,6 +165,8 @@ class ReferenceScores:
     head: Head | None = None
     residual: Array | None = None
     values: Array | None = None
+    words: Array | None = None
+    logits: Array | None = None
 
 
 type ScoreFn = Callable[..., Scores]

@@ -114,6 +114,7 @@ def score_answers(
         params,
         tokenised,
         stats=True,
+        share_prompts=True,
         counted=lambda done, total: counted("scoring", done, total),
     )
     last = tokenised.targets[tokenised.offsets[1:] - 1]

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxforget.data.pack import pack
 from jaxforget.data.sets import TokenisedSet
+from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.tree import Params, flatten
@@ -27,7 +28,7 @@ def gradient_norms(
     rows: int = 16,
     at_once: int = 1,
     peer_compat: bool = False,
-    put: Callable[[Any], Any] = jax.device_put,
+    put: Callable[[Any], Any] | None = None,
     counted: Callable[[int, int], None] = lambda *_: None,
 ) -> np.ndarray:
     """2-norm of the gradient of each example's mean NLL with respect to all parameters.
@@ -41,7 +42,7 @@ def gradient_norms(
         1: one after the other, which is as fast where one example fills the device.
       peer_compat: the peer's number instead, the mean of the 2-norms of single tensors; the
         layers' tensors count apart, as a checkpoint stores them.
-      put: places a batch on the devices.
+      put: places a batch on the devices; None: on all of those of the parameters.
       counted: told (examples done, examples in all).
     Returns:
       float64 `[n]`, nats per unit of weight, in order of the set.
@@ -52,9 +53,14 @@ def gradient_norms(
         raise UserError(f"gradient norms: rows and at_once must be >= 1, are {rows}, {at_once}")
     rows = min(rows, len(tokenised))
     run = _compiled(score, min(at_once, rows), peer_compat)
+    mesh = meshes.mesh_of(params)
+    place = None if mesh is None else meshes.replicated(mesh)
+    if put is None:
+        put = functools.partial(meshes.put, placed=place) if place else jax.device_put
     norms, done = np.zeros(len(tokenised)), 0
     for batch in _batches(tokenised, rows):
-        found = np.asarray(run(params, put(batch)), np.float64)
+        with meshes.in_use(mesh):
+            found = np.asarray(meshes.whole(run(params, put(batch)), mesh), np.float64)
         examples = np.asarray(batch.example)[:, 0]
         norms[examples[examples >= 0]] = found[examples >= 0]
         done += int((examples >= 0).sum())

@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxforget.data.pack import pack_all
 from jaxforget.data.sets import TokenisedSet
+from jaxforget.data.shared_prompts import pack_shared, row_length
+from jaxforget.engine import mesh as meshes
 from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import Scores, TokenBatch
@@ -58,7 +60,8 @@ def score_set(
     hidden: bool = False,
     residual: int | None = None,
     values: tuple[int, int] | None = None,
-    put: Callable[[Any], Any] = jax.device_put,
+    share_prompts: bool = False,
+    put: Callable[[Any], Any] | None = None,
     counted: Callable[[int, int], None] = lambda *_: None,
 ) -> TokenTable:
     """Score a set.
@@ -67,24 +70,34 @@ def score_set(
       score: called as score(params, batch), or score(params, batch, stats=True).
       params: of the model.
       tokenised: the set.
-      rows: packed rows scored at a time.
-      length: tokens of a packed row; None: see `row_length`.
+      rows: packed rows scored at a time; where the parameters are divided over devices, a multiple
+        of what divides rows is taken.
+      length: tokens of a packed row; None: see `packed_length`.
       stats: also hit, mean and second moment of each target.
       hidden: also final hidden states.
       residual: also the output of this layer, counted from 0, negative from the last.
       values: also norms of attention's values in the first layers at the first positions.
-      put: places a batch on the devices.
+      share_prompts: compute a question once for all its answers; `score` must heed
+        `TokenBatch.parents`, and `values` must be None.
+      put: places a batch on the devices; None: on those of the parameters.
       counted: told (batches done, batches in all).
     Returns:
       See `TokenTable`; independent of packing.
     """
-    batches = pack_all(tokenised, rows=rows, length=length or row_length(tokenised))
+    mesh = meshes.mesh_of(params)
+    rows = meshes.whole_rows(rows, mesh)
+    if share_prompts:
+        batches = pack_shared(tokenised, rows=rows, length=length or row_length(tokenised))
+    else:
+        batches = pack_all(tokenised, rows=rows, length=length or packed_length(tokenised))
     names = _wanted(stats, hidden, residual is not None, values is not None)
     run = _compiled(score, names, stats, residual, values)
     tables: dict[str, np.ndarray] = {}
     pending: tuple[TokenBatch, Any] | None = None
+    put = put or (lambda batch: meshes.put_rows(batch, mesh))
     for done, batch in enumerate(batches, start=1):
-        answer = run(params, put(batch))
+        with meshes.in_use(mesh):
+            answer = meshes.whole(run(params, put(batch)), mesh)
         if pending is not None:
             _unpack(tokenised, *pending, tables)
         pending = (batch, answer)
@@ -94,7 +107,7 @@ def score_set(
     return TokenTable(offsets=tokenised.label_offsets, **tables)
 
 
-def row_length(tokenised: TokenisedSet) -> int:
+def packed_length(tokenised: TokenisedSet) -> int:
     """Tokens of a packed row: the longest example, at least 256, rounded up to 64."""
     longest = int(tokenised.lengths.max())
     return max(256, -(-longest // _MULTIPLE) * _MULTIPLE)

@@ -2,14 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from jaxforget.combiners import weighted_sum
 from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.engine.parameters import validated
 from jaxforget.methods.method import Method, from_parts, make_combiner, make_finishers
 from jaxforget.methods.recipe import Built, Recipe
 from jaxforget.methods.recipes import RECIPES
@@ -90,7 +89,8 @@ def _method(
     traced: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Method:
-    parameters = replace(_parameters(name, recipe, overrides or {}), **(traced or {}))
+    own = validated("method", name, recipe.parameters, overrides or {}, ("combiner", "finishers"))
+    parameters = replace(own, **(traced or {}))
     built = recipe.build(parameters)
     if built.spec is None:
         if combiner is not None or finishers:
@@ -114,22 +114,6 @@ def _method(
         poison=built.poison,
         weights_only=recipe.weights_only,
     )
-
-
-def _parameters(name: str, recipe: Recipe, overrides: Mapping[str, Any]) -> Any:
-    known = [each.name for each in fields(recipe.parameters)]
-    for key in overrides:
-        if key not in known:
-            known += ["combiner", "finishers"]
-            raise UserError(f"method.{key}: {name} has no such key. {did_you_mean(key, known)}")
-    try:
-        return TypeAdapter(recipe.parameters).validate_python(overrides)
-    except ValidationError as error:
-        faults = (
-            f"method.{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})"
-            for fault in error.errors()
-        )
-        raise UserError("\n".join(faults)) from None
 
 
 def _edit_only(name: str, recipe: Recipe, built: Built) -> Method:

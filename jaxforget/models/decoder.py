@@ -100,6 +100,7 @@ def hidden_states(
     cfg: DecoderConfig,
     compute: Compute = Compute(),
     *,
+    parents: Array | None = None,
     look: Look = NOTHING,
 ) -> tuple[Array, Inside]:
     """Residual stream behind the last layer and the final norm.
@@ -111,6 +112,7 @@ def hidden_states(
       positions: int32 `[B, L]`, restarting in every segment.
       cfg: the architecture.
       compute: dtype and rematerialisation.
+      parents: see `TokenBatch`.
       look: what is wanted too of inner layers.
     Returns:
       (`[B, L, D]` in the compute dtype, what `look` asks for); finite but meaningless at padding.
@@ -120,7 +122,8 @@ def hidden_states(
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
-    everywhere = None if cfg.windowed else layers.attention_mask(positions, segments)
+    see = functools.partial(layers.attention_mask, positions, segments, parents=parents)
+    everywhere = None if cfg.windowed else see()
 
     def body(
         x: Array, scanned: tuple[Params, dict[str, Array]]
@@ -128,7 +131,7 @@ def hidden_states(
         layer, extra = scanned
         mask = everywhere
         if mask is None:
-            mask = layers.attention_mask(positions, segments, window=extra["window"])
+            mask = see(window=extra["window"])
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
             squares = jnp.square(v.astype(jnp.float32)).sum((-2, -1))
@@ -225,9 +228,12 @@ def score(
         *rows,
         cfg,
         compute,
+        parents=batch.parents,
         look=Look(residual, mlp_inner, push, values[0] if values else 0),
     )
     if values is not None:
+        if batch.parents is not None:
+            raise ValueError("values are found by place: segments must be whole examples")
         inside = inside._replace(values=_first_values(inside.values, batch, values[1]))
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:

@@ -3,17 +3,21 @@
 import functools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
+from jaxforget.models import generate_loop, generate_queue
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
-from jaxforget.models.generate_loop import Sampling, program
+from jaxforget.models.generate_loop import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -62,30 +66,68 @@ def generate(
     check_options(max_new_tokens, key, temperature, top_p, top_k)
     mask = np.asarray(prompt_mask) != 0
     _check_positions(cfg, int(mask.sum(axis=1).max()), max_new_tokens)
-    greedy = temperature == 0
-    keys = None
-    if not greedy:
-        assert key is not None
-        numbers = jnp.arange(len(mask)) if rows is None else jnp.asarray(rows)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
-    sampling = Sampling(
-        keys,
-        jnp.float32(1.0 if greedy else temperature),
-        jnp.float32(top_p),
-        jnp.int32(top_k or cfg.vocab_size),
-    )
-    return program()(
-        params,
-        jnp.asarray(prompts, jnp.int32),
-        jnp.asarray(mask),
-        jnp.asarray(eos_ids, jnp.int32),
-        jnp.int32(pad_id),
-        sampling,
-        cfg=cfg,
-        count=max_new_tokens,
-        greedy=greedy,
-        dtype=(compute or Compute()).dtype,
-    )
+    how = _How(max_new_tokens, eos_ids, pad_id, key, temperature, top_p, top_k, _dtype(compute))
+    rows = np.arange(len(mask)) if rows is None else rows
+    return how.batch(params, cfg, jnp.asarray(prompts, jnp.int32), jnp.asarray(mask), rows)
+
+
+@dataclass(frozen=True)
+class _How:
+    """Options of `generate`, checked."""
+
+    count: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    key: Array | None
+    temperature: float
+    top_p: float
+    top_k: int
+    dtype: str
+
+    def batch(
+        self, params: Params, cfg: DecoderConfig, prompts: Any, mask: Any, rows: Any
+    ) -> tuple[Array, Array]:
+        """Continue every row."""
+        return generate_loop.program()(
+            params, prompts, mask, *self._traced(cfg, rows), **self._static(cfg)
+        )
+
+    def queue(
+        self,
+        params: Params,
+        cfg: DecoderConfig,
+        prompts: np.ndarray,
+        mask: np.ndarray,
+        rows: np.ndarray,
+        total: int,
+        slots: int,
+    ) -> tuple[Array, Array]:
+        """Continue the first `total` rows, `slots` at a time."""
+        count, traced = jnp.int32(total), self._traced(cfg, rows)
+        return generate_queue.program()(
+            params, prompts, mask, count, *traced, slots=slots, **self._static(cfg)
+        )
+
+    def _static(self, cfg: DecoderConfig) -> dict[str, Any]:
+        greedy = self.temperature == 0
+        return {"cfg": cfg, "count": self.count, "greedy": greedy, "dtype": self.dtype}
+
+    def _traced(self, cfg: DecoderConfig, rows: Any) -> tuple[Array, Array, Sampling]:
+        keys = None
+        if self.temperature > 0:
+            assert self.key is not None
+            keys = jax.vmap(functools.partial(jax.random.fold_in, self.key))(jnp.asarray(rows))
+        sampling = Sampling(
+            keys,
+            jnp.float32(self.temperature or 1.0),
+            jnp.float32(self.top_p),
+            jnp.int32(self.top_k or cfg.vocab_size),
+        )
+        return jnp.asarray(self.eos_ids, jnp.int32), jnp.int32(self.pad_id), sampling
+
+
+def _dtype(compute: Compute | None) -> str:
+    return (compute or Compute()).dtype
 
 
 def generate_many(
@@ -102,15 +144,17 @@ def generate_many(
     top_k: int = 0,
     compute: Compute | None = None,
 ) -> list[np.ndarray]:
-    """Continue any number of prompts, in batches of similar length and few different shapes.
+    """Continue any number of prompts, those of similar length together, in few different shapes.
 
     Args:
-      params: of the decoder, with or without adapters; moved to the default device once.
+      params: of the decoder, with or without adapters; moved to the default device where they
+        lie on the host.
       cfg: the architecture.
       prompts: int32 `[length]` each, length >= 1.
       max_new_tokens, eos_ids, key, temperature, top_p, top_k, compute: see `generate`; a
         prompt's place in `prompts` is the number of its row.
-      batch_size: rows of every batch; the last one is filled with empty rows.
+      batch_size: prompts continued at a time; where there are more, the next one takes the place
+        of one that has ended.
     Returns:
       New tokens of each prompt, int32, in the order of `prompts`, the ending token included.
     Raises:
@@ -121,40 +165,61 @@ def generate_many(
     check_options(max_new_tokens, key, temperature, top_p, top_k)
     _check_prompts(prompts, cfg)
     params = jax.tree.map(jnp.asarray, params)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    mesh = meshes.mesh_of(params)
+    batch_size = meshes.whole_rows(batch_size, mesh)
+    how = _How(max_new_tokens, eos_ids, 0, key, temperature, top_p, top_k, _dtype(compute))
     answers: list[np.ndarray] = [np.empty(0, np.int32)] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        tokens, mask, rows = _left_padded(prompts, chosen, batch_size)
-        made, lengths = jax.device_get(
-            generate(
-                params,
-                cfg,
-                tokens,
-                mask,
-                max_new_tokens=max_new_tokens,
-                eos_ids=eos_ids,
-                key=key,
-                rows=rows,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                compute=compute,
-            )
-        )
+    for chosen in _alike(prompts, batch_size, queues=mesh is None):
+        queued = len(chosen) > batch_size
+        places = _queue_places(len(chosen), batch_size) if queued else batch_size
+        tokens, mask, rows = _left_padded(prompts, chosen, places)
+        _check_positions(cfg, int(mask.sum(axis=1).max()), max_new_tokens)
+        if queued:
+            found = how.queue(params, cfg, tokens, mask, rows, len(chosen), batch_size)
+        else:
+            placed = meshes.put_rows((tokens, mask), mesh)
+            with meshes.in_use(mesh):
+                found = meshes.whole(how.batch(params, cfg, placed[0], placed[1], rows), mesh)
+        made, lengths = jax.device_get(found)
         for place, index in enumerate(chosen):
             answers[index] = made[place, : lengths[place]]
     return answers
 
 
+def _alike(prompts: Sequence[np.ndarray], batch_size: int, *, queues: bool) -> list[list[int]]:
+    """Prompts of similar length: a queue each of more than a batch, or batches.
+
+    Few of one length join the next longer ones, so that few programs are compiled.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    if not queues:
+        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    found: list[list[int]] = []
+    for index in order:
+        last = found[-1] if found else []
+        wider = last and _width(len(prompts[last[-1]])) < _width(len(prompts[index]))
+        if not found or (wider and len(last) >= 8 * batch_size):
+            found.append([])
+        found[-1].append(index)
+    return found
+
+
+def _width(length: int) -> int:
+    return -(-length // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+
+
+def _queue_places(count: int, slots: int) -> int:
+    """Room for so many prompts and the empty ones behind them: a power of two, for few programs."""
+    return 1 << (count + generate_queue.refilled(slots) - 1).bit_length()
+
+
 def _left_padded(
-    prompts: Sequence[np.ndarray], chosen: list[int], batch_size: int
+    prompts: Sequence[np.ndarray], chosen: list[int], places: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    longest = max(len(prompts[index]) for index in chosen)
-    width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    tokens = np.zeros((batch_size, width), np.int32)
-    mask = np.zeros((batch_size, width), bool)
-    rows = np.zeros(batch_size, np.int32)
+    width = _width(max(len(prompts[index]) for index in chosen))
+    tokens = np.zeros((places, width), np.int32)
+    mask = np.zeros((places, width), bool)
+    rows = np.zeros(places, np.int32)
     for place, index in enumerate(chosen):
         tokens[place, width - len(prompts[index]) :] = prompts[index]
         mask[place, width - len(prompts[index]) :] = True

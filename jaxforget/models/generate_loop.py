@@ -69,7 +69,7 @@ def _generate(
     greedy: bool,
     dtype: str,
 ) -> tuple[Array, Array]:
-    params = _cast(params, jnp.dtype(dtype))
+    params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
     rows, width = prompts.shape
     lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
@@ -78,9 +78,10 @@ def _generate(
     positions = jnp.concatenate([past, future], axis=1)  # of every slot
 
     def choose(hidden: Array, step: Array) -> Array:
-        return _choose(decoder.logits(hidden, head), sampling, step, greedy)
+        steps = jnp.broadcast_to(step, (rows,))
+        return choose_tokens(decoder.logits(hidden, head), sampling, steps, greedy)
 
-    hidden, keys, values = _prefill(params, prompts, past, mask, cfg, dtype)
+    hidden, keys, values = prefill(params, prompts, past, mask, cfg, dtype)
     room = ((0, 0), (0, 0), (0, count), (0, 0), (0, 0))
     first = choose(hidden, jnp.int32(0))
     start = _record(
@@ -103,7 +104,11 @@ def _generate(
         slot = width + loop.step - 1  # of the newest token
         slots = jnp.arange(width + count, dtype=jnp.int32)[None, :]
         seen = jnp.pad(mask, ((0, 0), (0, count))) | ((slots >= width) & (slots <= slot))
-        hidden, keys, values = _decode(params, loop, slot, positions, seen, cfg, dtype)
+        here = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
+        caches = loop.keys, loop.values
+        hidden, (keys, values) = decode(
+            params, loop.token, here, slot, caches, positions, seen, cfg, dtype
+        )
         token = choose(hidden, loop.step)
         return _record(loop._replace(token=token, keys=keys, values=values), eos)
 
@@ -124,7 +129,7 @@ def _record(loop: _Loop, eos: Array) -> _Loop:
     )
 
 
-def _cast(params: Params, dtype: jnp.dtype) -> Params:
+def cast(params: Params, dtype: jnp.dtype) -> Params:
     """Cast what `layers.linear` would cast at every step, once; norms stay as they are."""
     flat = flatten(params)
     for path, leaf in flat.items():
@@ -133,7 +138,7 @@ def _cast(params: Params, dtype: jnp.dtype) -> Params:
     return unflatten(flat)
 
 
-def _prefill(
+def prefill(
     params: Params, prompts: Array, positions: Array, mask: Array, cfg: DecoderConfig, dtype: str
 ) -> tuple[Array, Array, Array]:
     """State of the last slot `[B, D]`, and keys and values of all slots `[n, B, P, KV, h]`."""
@@ -155,18 +160,30 @@ def _prefill(
     return layers.norm(x[:, -1], params["final_norm"], cfg), keys, values
 
 
-def _decode(
+def decode(
     params: Params,
-    loop: _Loop,
+    token: Array,
+    here: Array,
     slot: Array,
+    caches: tuple[Array, Array],
     positions: Array,
     seen: Array,
     cfg: DecoderConfig,
     dtype: str,
-) -> tuple[Array, Array, Array]:
-    """Run the newest token: its state `[B, D]` and the caches with its keys and values."""
-    here = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
-    x = decoder.embed(params, loop.token[:, None], here, cfg, jnp.dtype(dtype))
+) -> tuple[Array, tuple[Array, Array]]:
+    """Run the newest tokens.
+
+    Args:
+      params: cast, see `cast`.
+      token: int32 `[B]`, the newest token of each row; `here`: its position, int32 `[B, 1]`.
+      slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
+      caches: keys and values `[n, B, S, KV, h]`.
+      positions: int32 `[B, S]` of every slot; `seen`: bool `[B, S]`, which ones count.
+      cfg, dtype: architecture and dtype of the computation.
+    Returns:
+      (state of the newest tokens `[B, D]`, caches with them).
+    """
+    x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(here, cfg)
     alive = jnp.ones_like(here)
 
@@ -178,11 +195,8 @@ def _decode(
         )
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            zero = jnp.int32(0)
-            place = (index, zero, slot, zero, zero)
             # written into the carried cache: scanned-over caches would be copied at every step
-            k_all = jax.lax.dynamic_update_slice(keys, k[None], place)
-            v_all = jax.lax.dynamic_update_slice(values, v[None], place)
+            k_all, v_all = _written(keys, k, index, slot), _written(values, v, index, slot)
             return layers.attend(q, k_all[index], v_all[index], sees, cfg), (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
@@ -191,12 +205,28 @@ def _decode(
 
     indices = jnp.arange(cfg.layers, dtype=jnp.int32)
     scanned = (params["layers"], layers.layer_extras(cfg), indices)
-    (x, keys, values), _ = jax.lax.scan(body, (x, loop.keys, loop.values), scanned)
-    return layers.norm(x[:, 0], params["final_norm"], cfg), keys, values
+    (x, keys, values), _ = jax.lax.scan(body, (x, *caches), scanned)
+    return layers.norm(x[:, 0], params["final_norm"], cfg), (keys, values)
 
 
-def _choose(logits: Array, sampling: Sampling, step: Array, greedy: bool) -> Array:
-    """Next tokens int32 [B] from logits [B, V]."""
+def _written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
+    """The cache with `new` `[B, 1, KV, h]` in one layer, at one slot or one of each row."""
+    zero = jnp.int32(0)
+    if slot.ndim == 0:
+        return jax.lax.dynamic_update_slice(cache, new[None], (layer, zero, slot, zero, zero))
+    rows = jnp.arange(cache.shape[1], dtype=jnp.int32)
+    return cache.at[layer, rows, slot].set(new[:, 0], unique_indices=True)
+
+
+def choose_tokens(logits: Array, sampling: Sampling, steps: Array, greedy: bool) -> Array:
+    """Next tokens int32 `[B]` from logits `[B, V]`.
+
+    Args:
+      logits: of every row.
+      sampling: how; its keys are those of the rows.
+      steps: int32 `[B]`, tokens that each row has made before.
+      greedy: the likeliest, whatever `sampling` says.
+    """
     if greedy or sampling.keys is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
@@ -208,6 +238,6 @@ def _choose(logits: Array, sampling: Sampling, step: Array, greedy: bool) -> Arr
     rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     # the likeliest token always stays
     keep = (rank == 0) | ((rank < sampling.top_k) & (before < sampling.top_p))
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(sampling.keys)
+    keys = jax.vmap(jax.random.fold_in)(sampling.keys, steps)
     drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(keep, ranked, -jnp.inf))
     return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -50,7 +50,7 @@ class Inside(NamedTuple):
 
 
 def run_layers(
-    body: Body, x: Array, stack: Any, count: int, look: Look, remat: Callable[[Body], Body]
+    body: Body, x: Array, stack: Any, count: int, look: Look, remat: Callable[[Any], Any]
 ) -> tuple[Array, Inside]:
     """All layers in turn, in scans that end where one is looked into or pushed.
 

@@ -174,6 +174,7 @@ def attention_mask(
     key_positions: Array | None = None,
     key_segments: Array | None = None,
     window: Array | int = UNLIMITED,
+    parents: Array | None = None,
 ) -> Array:
     """Who sees whom: same segment, not padding, not the future, not behind the window.
 
@@ -182,13 +183,17 @@ def attention_mask(
       segments: of the queries, int32 `[B, L]`; 0 is padding.
       key_positions, key_segments: of the keys, int32 `[B, S]`; None: the queries' own.
       window: distance, in positions, from which on a key is out of sight.
+      parents: of the queries, int32 `[B, L]`, a second segment that they see; None: none.
     Returns:
       bool `[B, L, S]`.
     """
     key_positions = positions if key_positions is None else key_positions
     key_segments = segments if key_segments is None else key_segments
     distance = positions[:, :, None] - key_positions[:, None, :]
-    same = (segments[:, :, None] == key_segments[:, None, :]) & (segments[:, :, None] > 0)
+    same = segments[:, :, None] == key_segments[:, None, :]
+    if parents is not None:
+        same |= parents[:, :, None] == key_segments[:, None, :]
+    same &= segments[:, :, None] > 0
     return same & (distance >= 0) & (distance < window)
 
 

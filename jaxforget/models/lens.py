@@ -12,9 +12,7 @@ from jaxforget.models.inside import Look
 from jaxforget_kernels import linear_cross_entropy
 
 
-def layer_logp(
-    params: Params, batch: TokenBatch, cfg: DecoderConfig, compute: Compute = Compute()
-) -> Array:
+def layer_logp(params: Params, batch: TokenBatch, cfg: DecoderConfig, compute: Compute) -> Array:
     """The logit lens: the targets' log-probabilities as the final norm and the head read them in
     every layer's output.
 
@@ -45,9 +43,7 @@ def layer_logp(
     return _every(params, batch, cfg, compute, read)
 
 
-def layer_states(
-    params: Params, batch: TokenBatch, cfg: DecoderConfig, compute: Compute = Compute()
-) -> Array:
+def layer_states(params: Params, batch: TokenBatch, cfg: DecoderConfig, compute: Compute) -> Array:
     """The residual stream behind every layer, averaged over each example's labelled slots.
 
     Args:

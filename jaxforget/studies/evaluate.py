@@ -14,6 +14,7 @@ from jaxforget.data.records import Record, variants
 from jaxforget.data.sources import load_records
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.files import write_atomically
+from jaxforget.engine.mesh import make_mesh, put, shardings
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.engine.tree import Params
@@ -118,15 +119,17 @@ def run_suite(
     Args:
       suite: which sets and how.
       lm: the model; `params` its parameters to score.
-      config: of the study, for `template` and `max_length`.
+      config: of the study, for `template`, `max_length` and `mesh`.
       run: the run directory, so that a run cannot be its own oracle.
       events: told how far it is.
       place: where examples.jsonl is written; None: nowhere.
     """
     sets, oracle = read_suite(suite, run)
+    mesh = make_mesh(config.mesh)
+    placed = put(params, shardings(params, mesh)) if mesh.size > 1 else jax.device_put(params)
     result = tofu.evaluate(
         lm,
-        jax.device_put(params),
+        placed,
         sets,
         template=config.template,
         max_length=longest(config, lm),

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.stream import StreamBatches
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.train import Inputs
 from jaxforget.engine.types import Batches, Head, Reference, ReferenceScores
@@ -17,6 +18,7 @@ from jaxforget.models.language_model import LanguageModel
 
 LOGP, HIDDEN, RESIDUAL = "reference_logp", "reference_hidden", "reference_residual"
 VALUES = "reference_values"
+WORDS, LOGITS = "reference_words", "reference_logits"
 
 
 def reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) -> dict[str, Head]:
@@ -34,7 +36,10 @@ def reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) ->
 
 
 def step_inputs(
-    batches: PairedBatches, heads: Mapping[str, Head], mesh: Mesh, steps: tuple[int, int, int]
+    batches: PairedBatches | StreamBatches,
+    heads: Mapping[str, Head],
+    mesh: Mesh,
+    steps: tuple[int, int, int],
 ) -> Any:
     """Device-ready inputs of every step, prepared one thread ahead.
 
@@ -69,4 +74,6 @@ def _reference(columns: Mapping[str, Any], head: Head | None) -> ReferenceScores
         head=head,
         residual=columns.get(RESIDUAL),
         values=columns.get(VALUES),
+        words=columns.get(WORDS),
+        logits=columns.get(LOGITS),
     )

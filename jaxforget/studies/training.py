@@ -249,7 +249,7 @@ def train_model(
         if start == first and method.prepare is not None:
             found = material(lm, (state.params, frozen), sets, settings, mesh)
             state = _prepared(state, placed, method, found)
-        stream, watch = MetricsStream(run, resume_step=start), _Watch(listen)
+        stream, watch = MetricsStream(run, resume_step=start), Watch(listen)
         watch.attach(stream, make_schedule(optimizer, *request.steps))
         hooks = []
         if watched is not None:
@@ -313,16 +313,18 @@ def _looking(judging: Judging, frozen: Params, last: int) -> Callable[[int, Stat
     return after_step
 
 
-class _Watch:
+class Watch:
     """Passes progress on, to the metrics file and the listener, and remembers the pace."""
 
     def __init__(self, listen: Callable[[Progress], None]) -> None:
         self._listen, self._pace = listen, []
 
     def attach(self, stream: MetricsStream, schedule: Callable[[Any], Any]) -> None:
+        """Where rows go, and the learning rate of each step (from 0)."""
         self._stream, self._schedule = stream, schedule
 
     def __call__(self, progress: Progress) -> None:
+        """One logged step."""
         rate = float(self._schedule(progress.step - 1))
         row = {**progress.metrics, "learning_rate": rate}
         self._stream.write(progress.step, row)
@@ -330,6 +332,7 @@ class _Watch:
         self._listen(Progress(progress.step, progress.steps, row))
 
     def medians(self) -> tuple[float | None, float | None]:
+        """(tokens per second, milliseconds of a step) of this process, without the first row."""
         pace = self._pace[1:] or self._pace
         if not pace:
             return None, None

@@ -47,7 +47,7 @@ def conflicting(seed, names=("forget", "retain"), shared=-0.6, spread=0.5):
 
 def bits(some):
     """Leaves as unsigned integers, for comparison bit by bit."""
-    return [np.asarray(x).view(np.uint8) for x in jax.tree.leaves(some)]
+    return [np.atleast_1d(np.asarray(x)).view(np.uint8) for x in jax.tree.leaves(some)]
 
 
 def same_bits(a, b):

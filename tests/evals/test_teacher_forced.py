@@ -143,3 +143,21 @@ def test_a_model_nobody_uses_any_more_is_freed(tokenised):
     jax.clear_caches()
     gc.collect()
     assert gone() is None, teacher_forced
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 64), (3, None)])
+def test_sharing_questions_changes_nothing(lm, rows, length):
+    records = small.records()["retain"]
+    others = [
+        dataclasses.replace(r, answer=a) for r in records for a in r.extra["perturbed_answer"]
+    ]
+    tokenised = small.tokens([*others, *records])
+    shared = table(lm, tokenised, rows=rows, length=length, share_prompts=True)
+    same(shared, table(lm, tokenised))
+
+
+def test_parameters_on_a_mesh_are_scored_there(lm, tokenised):
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=4))
+    spread = meshes.put(lm.params, meshes.shardings(lm.params, mesh))
+    options = {"stats": True, "hidden": True, "residual": 0, "rows": 3}
+    same(score_set(lm.score, spread, tokenised, **options), table(lm, tokenised))

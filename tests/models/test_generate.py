@@ -11,7 +11,7 @@ from golden_models import load
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import merge
-from jaxforget.models import decoder, generate_loop
+from jaxforget.models import decoder, generate_loop, generate_queue
 from jaxforget.models.generate import generate, generate_many
 from jaxforget.models.lora import init_lora
 
@@ -93,13 +93,13 @@ def test_rows_end_behind_their_first_end_token_and_are_padded_from_there():
 def test_the_loop_stops_when_every_row_has_ended(monkeypatch):
     cfg, params, _ = load("llama32")
     steps = []
-    original = generate_loop._decode
+    original = generate_loop.decode
 
     def counting(*args):
         jax.debug.callback(lambda: steps.append(1))
         return original(*args)
 
-    monkeypatch.setattr(generate_loop, "_decode", counting)
+    monkeypatch.setattr(generate_loop, "decode", counting)
     generate_loop.program.cache_clear()
     jax.clear_caches()
     some = prompts(4, 8)
@@ -127,13 +127,38 @@ def test_many_prompts_keep_their_order_and_few_programs_are_compiled():
     cfg, params, _ = load("llama32")
     some = prompts(9, 2, 30, 14, 5, 33, 1)
     eos = (oracle(params, cfg, some[3])[5],)
-    before = generate_loop.program()._cache_size()
+    before = generate_queue.program()._cache_size()
     many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=eos, batch_size=3)
-    # prompts of up to 32 tokens, and of 64
-    assert generate_loop.program()._cache_size() == before + 2
+    assert generate_queue.program()._cache_size() == before + 1
     for prompt, made in zip(some, many, strict=True):
         assert made.tolist() == oracle(params, cfg, prompt, eos)
     assert generate_many(params, cfg, [], max_new_tokens=N, eos_ids=()) == []
+
+
+@pytest.mark.parametrize("case", VARIED)
+def test_a_slot_that_is_done_takes_the_next_prompt(case, monkeypatch):
+    """Many more prompts than slots, of all lengths, ending early, late or not at all."""
+    cfg, params, _ = load(case)
+    some = prompts(*(1 + (7 * n) % 19 for n in range(21)))
+    ends = [oracle(params, cfg, prompt) for prompt in some]
+    eos = (ends[0][1], ends[4][3], ends[9][0])
+    steps = []
+    original = generate_queue.decode
+
+    def counting(*args):
+        jax.debug.callback(lambda: steps.append(1))
+        return original(*args)
+
+    monkeypatch.setattr(generate_queue, "decode", counting)
+    generate_queue.program.cache_clear()
+    many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=eos, batch_size=4)
+    jax.effects_barrier()
+    generate_queue.program.cache_clear()
+    wanted = [oracle(params, cfg, prompt, eos) for prompt in some]
+    for made, want in zip(many, wanted, strict=True):
+        assert made.tolist() == want
+    # four slots; one more than the tokens that a slot has on average, and the tail
+    assert len(steps) <= sum(len(want) - 1 for want in wanted) / 4 + 2 * N
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

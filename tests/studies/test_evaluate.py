@@ -88,3 +88,16 @@ def test_a_run_that_is_no_longer_evaluated_keeps_no_examples(world, tmp_path):
 def test_impossible_suites_are_refused_before_anything_is_computed(world, tmp_path, suite, message):
     with pytest.raises(UserError, match=message):
         evaluate(settings(world, tmp_path / "run", **suite))
+
+
+def test_eight_devices_find_what_one_finds(world, tmp_path):
+    """Also the gradients' norms and the answers, whatever the mesh."""
+    suite = {"gradient_norms": True, "retain": str(world / "data" / "retain.jsonl")}
+    found = {}
+    for name, sizes in {"one": {"data": 1}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}.items():
+        given = settings(world, tmp_path / name, **suite) | {"mesh": sizes}
+        found[name] = evaluate(given).metrics
+    assert found["one"].keys() == found["all"].keys()
+    for name, value in found["one"].items():
+        other = found["all"][name]
+        assert other == value or other == pytest.approx(value, rel=1e-5, abs=1e-6), name

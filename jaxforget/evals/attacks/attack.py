@@ -115,4 +115,4 @@ def of_each(values: np.ndarray, **more: Any) -> Finding:
 def partners(data: AuditData) -> list[Record]:
     """A retain record for every forget record, drawn by the seed; again where there are fewer."""
     order = np.random.default_rng(data.seed).permutation(len(data.retain))
-    return [data.retain[i] for i in np.resize(order, len(data.forget))]
+    return [data.retain[int(i)] for i in np.resize(order, len(data.forget))]

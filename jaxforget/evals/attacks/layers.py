@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxforget.engine.mesh import put_rows
 from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.tree import Params
 from jaxforget.evals.attacks.attack import AuditData
-from jaxforget.evals.teacher_forced import row_length
+from jaxforget.evals.teacher_forced import packed_length
 
 type Read = Callable[..., Array]
 """`models.lens.layer_logp` or `layer_states`: (params, batch, cfg, compute) -> `[n, B, S, ..]`."""
@@ -38,7 +38,7 @@ def by_example(
     found: np.ndarray | None = None
     run = _compiled(read, lm.config, lm.compute)
     with jax.set_mesh(data.mesh):
-        for batch in pack_all(tokenised, rows=data.batch_size, length=row_length(tokenised)):
+        for batch in pack_all(tokenised, rows=data.batch_size, length=packed_length(tokenised)):
             values = np.moveaxis(np.asarray(run(params, put_rows(batch, data.mesh))), 0, 2)
             there = np.asarray(batch.example) >= 0
             if found is None:
@@ -64,7 +64,7 @@ def one_label(tokenised: TokenisedSet, which: int) -> TokenisedSet:
       which: 0: each example's first labelled target, whose slot has read the prompt; -1: its last.
     """
     labelled = np.flatnonzero(tokenised.mask)
-    ends: Sequence[int] = tokenised.label_offsets[1:] - 1 if which else tokenised.label_offsets[:-1]
+    ends = tokenised.label_offsets[1:] - 1 if which else tokenised.label_offsets[:-1]
     mask = np.zeros_like(tokenised.mask)
     mask[labelled[ends]] = True
     return dataclasses.replace(tokenised, mask=mask, columns={})

@@ -107,7 +107,7 @@ def _right(states: np.ndarray, settings: Probe) -> np.ndarray:
     folds = GroupKFold(min(settings.folds, count))
     groups = np.tile(np.arange(count), 2)
     told = cross_val_predict(model, states.astype(np.float64), truth, groups=groups, cv=folds)
-    return (told == truth).astype(np.float64)
+    return np.asarray(told == truth, np.float64)
 
 
 def budget(settings: Probe) -> str:

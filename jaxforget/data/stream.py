@@ -1,0 +1,192 @@
+"""Batches of a stream of tasks: which examples of which task a step sees, as a pure function.
+
+All tasks' examples are one set, so an example is a number, whatever task it is of. A step takes
+`batch_size` of the task being trained, some of them replaced by examples of the memory where they
+are mixed; roles of their own get further draws from it. Nothing depends on devices or on where a
+run was interrupted.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxforget.data.batches import Shape, shape_of
+from jaxforget.data.pack import Columns, choose_length, pack
+from jaxforget.data.sets import TokenisedSet, fingerprint_of
+from jaxforget.engine.errors import UserError
+from jaxforget.engine.types import TokenBatch
+
+TRAIN = "train"
+
+
+def joined(sets: Sequence[TokenisedSet]) -> TokenisedSet:
+    """All examples as one set, in order; columns are left out."""
+    lengths = np.concatenate([each.lengths for each in sets])
+    return TokenisedSet(
+        np.concatenate([each.tokens for each in sets]),
+        np.concatenate([each.targets for each in sets]),
+        np.concatenate([each.mask for each in sets]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        np.concatenate([each.rows for each in sets]),
+        fingerprint_of({}, *(each.fingerprint for each in sets)),
+    )
+
+
+def chosen(tokenised: TokenisedSet, ids: np.ndarray) -> TokenisedSet:
+    """The set of these examples, in this order; columns are left out."""
+    lengths = tokenised.lengths[ids]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    places = np.repeat(tokenised.offsets[ids], lengths) + inside
+    return TokenisedSet(
+        tokenised.tokens[places],
+        tokenised.targets[places],
+        tokenised.mask[places],
+        offsets,
+        tokenised.rows[ids],
+        fingerprint_of({"ids": np.asarray(ids, np.int64)}, tokenised.fingerprint),
+    )
+
+
+def walk(ids: np.ndarray, first: int, count: int, seed: Sequence[int]) -> np.ndarray:
+    """Entries `first` .. `first + count` of an endless walk through `ids`.
+
+    Every pass has an order of its own, which the seed fixes.
+    """
+    found = []
+    for place in range(first, first + count):
+        epoch, inside = divmod(place, len(ids))
+        found.append((epoch, inside))
+    orders = {epoch for epoch, _ in found}
+    walks = {epoch: np.random.default_rng([*seed, epoch]).permutation(len(ids)) for epoch in orders}
+    return ids[[walks[epoch][inside] for epoch, inside in found]].astype(np.int64)
+
+
+def replayed(step: int, batch_size: int, share: float) -> tuple[int, int]:
+    """(examples of the memory before this step, examples in it), whole numbers whose sum over any
+    number of steps is within one of `share` of all examples."""
+    before, after = (math.floor(n * batch_size * share + 1e-9) for n in (step, step + 1))
+    return before, after - before
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which examples every step of one task takes.
+
+    Attributes:
+      ids: of the task, int64.
+      memory: examples to replay, int64; empty: none.
+      batch_size: examples of a step in the role "train", those of the memory that are mixed in
+        included.
+      share: of them from the memory, in [0, 1); nothing is mixed while the memory is empty.
+      roles: further roles -> what they draw from, and how many examples a step.
+      seed: of the run and the task.
+    """
+
+    ids: np.ndarray
+    memory: np.ndarray
+    batch_size: int
+    seed: tuple[int, ...]
+    share: float = 0.0
+    roles: Mapping[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise UserError(f"memory.share must be at least 0 and below 1, got {self.share}")
+        for role, (ids, _) in self.roles.items():
+            if not len(ids):
+                raise UserError(f"there is nothing to draw from for the role {role!r}")
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Examples by role for a step of the task, from 0; int64."""
+        share = self.share if len(self.memory) else 0.0
+        before, old = replayed(step, self.batch_size, share)
+        first = step * self.batch_size - before
+        fresh = walk(self.ids, first, self.batch_size - old, (*self.seed, 0))
+        found = {TRAIN: fresh}
+        if old:
+            found[TRAIN] = np.concatenate([fresh, walk(self.memory, before, old, (*self.seed, 1))])
+        for place, (role, (ids, count)) in enumerate(self.roles.items()):
+            found[role] = walk(ids, step * count, count, (*self.seed, 2 + place))
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what the steps take."""
+        arrays = {"ids": self.ids, "memory": self.memory}
+        arrays |= {f"role {role}": ids for role, (ids, _) in self.roles.items()}
+        counts = {role: count for role, (_, count) in self.roles.items()}
+        about = f"{self.batch_size} {self.seed} {self.share} {counts}"
+        return fingerprint_of({name: np.asarray(a, np.int64) for name, a in arrays.items()}, about)
+
+
+@dataclass(frozen=True)
+class StreamBatches:
+    """Packed batches of one task.
+
+    Attributes:
+      sets: by role, whose examples the draws number.
+      draws: step of the task -> examples by role.
+      length: tokens of a packed row.
+      shapes: by role.
+    """
+
+    sets: Mapping[str, TokenisedSet]
+    draws: Draws
+    length: int
+    shapes: Mapping[str, Shape]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides which examples each step sees."""
+        parts = [self.draws.fingerprint, *(f"{r} {s.fingerprint}" for r, s in self.sets.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def at(self, step: int) -> tuple[dict[str, TokenBatch], dict[str, Columns]]:
+        """Batches of a step of the task, and the columns of each role's set in the same slots."""
+        batches, columns = {}, {}
+        for role, ids in self.draws(step).items():
+            shape = self.shapes[role]
+            batches[role], columns[role] = pack(
+                self.sets[role],
+                ids,
+                rows=shape.rows,
+                length=self.length,
+                max_segments=shape.segments,
+                max_targets=shape.targets,
+            )
+        return batches, columns
+
+
+def planned(
+    sets: Mapping[str, TokenisedSet],
+    tasks: Sequence[tuple[Draws, int]],
+    *,
+    length: int | None,
+    row_multiple: int,
+) -> list[StreamBatches]:
+    """Batches of several tasks in shapes common to all, so that they share compiled programs.
+
+    Args:
+      sets: by role, of all tasks.
+      tasks: draws and steps of each.
+      length: tokens of a packed row; None: chosen to waste little.
+      row_multiple: rows are a multiple of this.
+    """
+    drawn: dict[str, list[np.ndarray]] = {role: [] for role in sets}
+    for draws, steps in tasks:
+        for step in range(steps):
+            for role, ids in draws(step).items():
+                drawn[role].append(ids)
+    sizes = {role: [sets[role].lengths[ids] for ids in found] for role, found in drawn.items()}
+    told = [each for each in sizes.values() if each]
+    length = length or choose_length(told, row_multiple=row_multiple)
+    shapes = {
+        role: shape_of(sets[role], drawn[role], sizes[role], length, row_multiple)
+        for role in sets
+        if drawn[role]
+    }
+    return [StreamBatches(sets, draws, length, shapes) for draws, _ in tasks]

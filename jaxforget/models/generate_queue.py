@@ -1,0 +1,168 @@
+"""Generation of many answers in one compiled program: a slot that is done takes the next prompt.
+
+A batch that waits for its longest answer computes mostly rows that have ended; here at most an
+eighth of the slots idles. A prompt's answer does not depend on which slot it meets.
+
+Shapes: N prompts, B slots, R of them filled at a time, P prompt places, C most new tokens,
+S = P + C places of the cache.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxforget.engine.runtime import compiler_options
+from jaxforget.engine.tree import Params
+from jaxforget.models import decoder
+from jaxforget.models.config import DecoderConfig
+from jaxforget.models.decoder import Compute
+from jaxforget.models.generate_loop import Sampling, cast, choose_tokens, decode, prefill
+
+
+class _Queue(NamedTuple):
+    taken: Array  # prompts handed out
+    prompt: Array  # [B], of each slot; N where it has none
+    made: Array  # [B], new tokens of it
+    token: Array  # [B], the newest
+    mask: Array  # [B, P], real tokens of the prompt
+    keys: Array  # [n, B, S, KV, h]
+    values: Array
+    tokens: Array  # [N, C]
+    lengths: Array  # [N]
+
+
+@functools.cache
+def program() -> Any:
+    """The jitted `_generate`, compiled once for every combination of shapes and static options."""
+    # made at the first call: asking for compiler options wakes the backend
+    static = ("cfg", "count", "slots", "greedy", "dtype")
+    return jax.jit(_generate, static_argnames=static, compiler_options=compiler_options())
+
+
+def refilled(slots: int) -> int:
+    """R: how many of so many slots are filled at a time."""
+    return max(1, slots // 8)
+
+
+def _generate(
+    params: Params,
+    prompts: Array,
+    mask: Array,
+    total: Array,
+    eos: Array,
+    pad: Array,
+    sampling: Sampling,
+    *,
+    cfg: DecoderConfig,
+    count: int,
+    slots: int,
+    greedy: bool,
+    dtype: str,
+) -> tuple[Array, Array]:
+    """Tokens `[N, C]` and lengths `[N]` of the first `total` prompts.
+
+    Args:
+      params: of the decoder.
+      prompts: int32 `[N, P]`, left-padded; `mask`: bool, its real tokens; none: no prompt.
+      total: int32 scalar, prompts that are there; the next R after them must be empty.
+      eos: int32 `[E]`, tokens that end an answer; `pad`: fills behind it.
+      sampling: how tokens are drawn; keys `[N]`, one a prompt.
+      cfg, count, slots, greedy, dtype: static; C and B among them.
+    """
+    params = cast(params, jnp.dtype(dtype))
+    head = decoder.head(params, cfg, Compute(dtype))
+    number, width = prompts.shape
+    fresh_slots = refilled(slots)
+
+    def pick(hidden: Array, steps: Array, owners: Array) -> Array:
+        keys = None if sampling.keys is None else sampling.keys[owners]
+        drawn = sampling._replace(keys=keys)
+        return choose_tokens(decoder.logits(hidden, head), drawn, steps, greedy)
+
+    def record(queue: _Queue, token: Array, rows: Array) -> _Queue:
+        """Append `token` to the answers of the slots in `rows`, which may end by it."""
+        owner = jnp.where(rows, queue.prompt, number)
+        made = queue.made + rows
+        ended = jnp.any(token[:, None] == eos[None, :], axis=1) | (made == count)
+        return queue._replace(
+            token=jnp.where(rows, token, queue.token),
+            made=made,
+            prompt=jnp.where(rows & ended, number, queue.prompt),
+            tokens=queue.tokens.at[owner, queue.made].set(token, mode="drop"),
+            lengths=queue.lengths.at[owner].set(made, mode="drop"),
+        )
+
+    def refill(queue: _Queue) -> _Queue:
+        free = jnp.argsort(queue.prompt < number, stable=True)[:fresh_slots]
+        take = queue.taken + jnp.arange(fresh_slots, dtype=jnp.int32)
+        theirs, real = prompts[take], mask[take]
+        positions = jnp.where(real, jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0)
+        hidden, keys, values = prefill(params, theirs, positions, real, cfg, dtype)
+        first = pick(hidden, jnp.zeros(fresh_slots, jnp.int32), take)
+        queue = queue._replace(
+            taken=queue.taken + fresh_slots,
+            prompt=queue.prompt.at[free].set(jnp.where(real.any(axis=1), take, number)),
+            made=queue.made.at[free].set(0),
+            mask=queue.mask.at[free].set(real),
+            keys=queue.keys.at[:, free, :width].set(keys),
+            values=queue.values.at[:, free, :width].set(values),
+        )
+        rows = jnp.zeros(slots, bool).at[free].set(real.any(axis=1))
+        return record(queue, jnp.zeros(slots, jnp.int32).at[free].set(first), rows)
+
+    def advance(queue: _Queue) -> _Queue:
+        rows = queue.prompt < number
+        made = jnp.maximum(queue.made, 1)
+        real = jnp.sum(queue.mask, axis=1, dtype=jnp.int32)
+        past = jnp.where(queue.mask, jnp.cumsum(queue.mask, axis=1, dtype=jnp.int32) - 1, 0)
+        new = jnp.arange(count, dtype=jnp.int32)[None, :]
+        positions = jnp.concatenate([past, real[:, None] + new], axis=1)
+        seen = jnp.concatenate([queue.mask, new < made[:, None]], axis=1)
+        hidden, (keys, values) = decode(
+            params,
+            queue.token,
+            (real + made - 1)[:, None],
+            width + made - 1,
+            (queue.keys, queue.values),
+            positions,
+            seen,
+            cfg,
+            dtype,
+        )
+        token = pick(hidden, queue.made, jnp.minimum(queue.prompt, number - 1))
+        return record(queue._replace(keys=keys, values=values), token, rows)
+
+    def busy(queue: _Queue) -> Array:
+        running = jnp.sum(queue.prompt < number)
+        enough = (slots - running < fresh_slots) | (queue.taken >= total)
+        return enough & (running > 0)
+
+    def some(queue: _Queue) -> _Queue:
+        return jax.lax.while_loop(busy, advance, refill(queue))
+
+    end = jax.lax.while_loop(
+        lambda queue: queue.taken < total,
+        some,
+        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad),
+    )
+    return end.tokens, end.lengths
+
+
+def _empty(
+    cfg: DecoderConfig, dtype: Any, slots: int, width: int, count: int, number: int, pad: Array
+) -> _Queue:
+    cache = jnp.zeros((cfg.layers, slots, width + count, cfg.kv_heads, cfg.head_dim), dtype)
+    return _Queue(
+        taken=jnp.int32(0),
+        prompt=jnp.full(slots, number, jnp.int32),
+        made=jnp.zeros(slots, jnp.int32),
+        token=jnp.zeros(slots, jnp.int32),
+        mask=jnp.zeros((slots, width), bool),
+        keys=cache,
+        values=cache,
+        tokens=jnp.full((number, count), pad, jnp.int32),
+        lengths=jnp.zeros(number, jnp.int32),
+    )

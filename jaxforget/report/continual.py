@@ -1,0 +1,144 @@
+"""One self-contained HTML page for runs on a stream of tasks."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from jaxforget.engine.files import write_atomically
+from jaxforget.report.page import data_uri, yaml_text
+from jaxforget.report.plots import COLOURS, INK, new_figure, svg_of
+from jaxforget.report.tables import shown
+
+type Runs = Mapping[str, Mapping[str, Any]]
+"""results.json of each run, by label."""
+
+
+def write_continual(runs: Runs, out: str | pathlib.Path, *, title: str) -> pathlib.Path:
+    """Write the page of one run, or of several that are compared.
+
+    Args:
+      runs: as `jaxforget continual` leaves them.
+      out: HTML file, written beside and renamed.
+      title: of the page.
+    """
+    write_atomically(out, render(runs, title))
+    return pathlib.Path(out)
+
+
+def render(runs: Runs, title: str) -> str:
+    """The page as HTML text; needs no network, embeds everything."""
+    import jinja2
+
+    folder = resources.files("jaxforget.report")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    columns = list(dict.fromkeys(name for each in runs.values() for name in each["metrics"]))
+    first = next(iter(runs.values()))
+    return environment.from_string(folder.joinpath("continual.html.jinja").read_text()).render(
+        title=title,
+        style=folder.joinpath("style.css").read_text(),
+        columns=columns,
+        rows=[
+            (label, [shown(each["metrics"].get(name)) for name in columns])
+            for label, each in runs.items()
+        ],
+        overview=overview(runs) if len(runs) > 1 else "",
+        matrices=[matrix(label, each) for label, each in runs.items()],
+        curves=[svg for label, each in runs.items() if (svg := curves(label, each))],
+        environment=yaml_text({key: first[key] for key in ("versions", "devices")}),
+        csv=data_uri("text/csv", table(runs, columns)),
+        json=data_uri("application/json", json.dumps(runs, indent=1)),
+    )
+
+
+def matrix(label: str, results: Mapping[str, Any]) -> str:
+    """Mean NLL of every task (columns) after every task (rows), less that after its own.
+
+    Blue is better than at the task's own end, red is forgotten.
+    """
+    about = results["matrix"]
+    nll, tasks, trained = np.asarray(about["nll"]), about["tasks"], about["trained"]
+    square = len(nll) == len(tasks) + 1
+    own = np.asarray([nll[i + 1, i] for i in range(len(tasks))]) if square else nll[-1]
+    change = nll - own
+    widest = max(float(np.abs(change[1:]).max()), 1e-6)
+    figure, axes = new_figure(1.6 + 0.62 * len(tasks), 0.9 + 0.34 * len(nll))
+    axes.imshow(change, cmap="RdBu_r", vmin=-widest, vmax=widest, aspect="auto")
+    axes.grid(False)
+    for row, column in np.ndindex(*nll.shape):
+        dark = abs(change[row, column]) > 0.6 * widest
+        axes.text(
+            column,
+            row,
+            f"{nll[row, column]:.2f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if dark else "black",
+        )
+    axes.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
+    axes.set_yticks(range(len(nll)), trained)
+    axes.set_title(label, fontsize=10, color=INK)
+    return svg_of(figure, f"matrix-{label}")
+
+
+def curves(label: str, results: Mapping[str, Any]) -> str:
+    """The probe's loss of every task over the steps, with the ends of tasks; "" without looks."""
+    looks = results["looks"]
+    if len(looks) < 2:
+        return ""
+    figure, axes = new_figure(8.0, 3.2)
+    steps = [row["step"] for row in looks]
+    nll = np.asarray([row["nll"] for row in looks])
+    for index, name in enumerate(results["matrix"]["tasks"]):
+        axes.plot(
+            steps,
+            nll[:, index],
+            label=name,
+            linewidth=1.2,
+            color=COLOURS[index % len(COLOURS)],
+            linestyle="-" if index < len(COLOURS) else "--",
+        )
+    for end in results["ends"]:
+        axes.axvline(end, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean NLL of the probe")
+    axes.set_title(label, fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=3)
+    return svg_of(figure, f"looks-{label}")
+
+
+def overview(runs: Runs) -> str:
+    """What was learned of the tasks at their ends against what was lost of it afterwards."""
+    points = [
+        (label, each["metrics"]["learned_nll"], -each["metrics"]["backward_transfer"])
+        for label, each in runs.items()
+        if each["metrics"].get("backward_transfer") is not None
+    ]
+    if len(points) < 2:
+        return ""
+    figure, axes = new_figure(7.0, 4.2)
+    for index, (label, learned, lost) in enumerate(points):
+        axes.scatter(learned, lost, s=70, color=COLOURS[index % len(COLOURS)], zorder=3)
+        axes.annotate(
+            label, (learned, lost), xytext=(7, 3), textcoords="offset points", fontsize=9, color=INK
+        )
+    axes.set_xlabel("mean NLL of each task at its own end  (left has learned more)")
+    axes.set_ylabel("rise until the end  (down has kept more)")
+    axes.margins(0.14)
+    return svg_of(figure, "continual-overview")
+
+
+def table(runs: Runs, columns: Sequence[str]) -> str:
+    """All metrics as CSV."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["run", *columns])
+    for label, each in runs.items():
+        writer.writerow([label, *(each["metrics"].get(name) for name in columns)])
+    return buffer.getvalue()

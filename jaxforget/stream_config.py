@@ -1,0 +1,134 @@
+"""Configuration of `jaxforget continual`: a stream of tasks, a strategy, what is measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Len, Lt
+
+from jaxforget.config import LoraConfig, Source, TrainConfig
+from jaxforget.data.memory import Kind
+from jaxforget.data.template import Template
+from jaxforget.engine.mesh import MeshConfig
+from jaxforget.engine.optimizer import OptimizerConfig
+
+type Order = Literal["given", "reversed", "random", "similar", "dissimilar"]
+"""Tasks as listed, or backwards; at random; each next to the most similar one that is left, or to
+the least, beginning with the first that is listed."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task, or domain, of the stream.
+
+    Attributes:
+      name: in tables and figures.
+      data: what is trained on.
+      evaluate: of the same kind, held out.
+      steps: optimizer steps; None: `train.steps`, or as many as `train.epochs` need.
+    """
+
+    name: str
+    data: Source
+    evaluate: Source
+    steps: Annotated[int, Ge(1)] | None = None
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What is kept of finished tasks, and how it is replayed.
+
+    Attributes:
+      size: most examples kept of all tasks together.
+      kind: see `jaxforget.data.memory.Kind`.
+      share: of the examples of every step, drawn from the memory and mixed with the new ones:
+        as much is computed as without, and as much less of the new task is seen.
+      batch_size: examples a step of every role that a strategy replays; None: `train.batch_size`.
+    """
+
+    size: Annotated[int, Ge(1)] = 512
+    kind: Kind = "balanced"
+    share: Annotated[float, Ge(0), Lt(1)] = 0.0
+    batch_size: Annotated[int, Ge(1)] | None = None
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured of every task, at its end and while others are trained.
+
+    Attributes:
+      limit: held-out examples of each task; None: all.
+      every: steps between two looks at the probe, on all tasks; 0: none but at the ends of tasks.
+      probe: held-out examples of each task in the probe, the first ones.
+      windows: of windowed forgetting and plasticity, in looks at the probe.
+      batch_size: packed rows scored at a time.
+    """
+
+    limit: Annotated[int, Ge(1)] | None = None
+    every: Annotated[int, Ge(0)] = 0
+    probe: Annotated[int, Ge(1)] = 64
+    windows: tuple[Annotated[int, Ge(1)], ...] = (10, 100)
+    batch_size: Annotated[int, Ge(1)] = 16
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """A Llama-shaped model from scratch, its tokenizer made from the stream's training text.
+
+    Attributes:
+      vocabulary: entries of the tokenizer, at most.
+      width, layers, heads, inner: of the blocks; heads divide the width.
+    """
+
+    vocabulary: Annotated[int, Ge(320)] = 4096
+    width: Annotated[int, Ge(8)] = 256
+    layers: Annotated[int, Ge(1)] = 4
+    heads: Annotated[int, Ge(1)] = 8
+    inner: Annotated[int, Ge(8)] = 704
+
+
+@dataclass(frozen=True)
+class ContinualConfig:
+    """`jaxforget continual`: train on tasks in turn and measure what is kept.
+
+    Attributes:
+      stream: the tasks.
+      run_dir: where everything is written.
+      model: as for unlearn; None: `scratch`.
+      scratch: where there is no model.
+      order: see `Order`.
+      strategy: a name of `jaxforget.strategies`, a mapping with `name` and parameters, or a list.
+      memory: what finished tasks leave.
+      runs: label -> keys of this configuration that differ, such as
+        {"ewc": {"strategy": {"name": "ewc", "weight": 100}}}: each is a run of its own in a folder
+        of that name, and all are compared. Empty: one run.
+      reference: label of the run that the others are compared with (intransigence), usually the
+        joint one.
+      optimizer_reset: whether the optimizer's moments start anew with every task.
+      schedule: the learning rate's schedule runs through once a task, or once a stream.
+      measure: what is measured.
+      resume, dtype, max_length, template, train, optimizer, lora, mesh: as for finetune; text is
+        cut into pieces of `max_length`.
+    """
+
+    stream: Annotated[tuple[TaskConfig, ...], Len(1)]
+    run_dir: str
+    model: str | None = None
+    scratch: ScratchConfig | None = None
+    order: Order = "given"
+    strategy: Any = "naive"
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference: str | None = None
+    optimizer_reset: Literal["never", "per_task"] = "never"
+    schedule: Literal["per_task", "stream"] = "per_task"
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    resume: Literal["auto", "never"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    max_length: Annotated[int, Ge(2)] | None = None
+    template: Template = field(default_factory=Template)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=1.0))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-4))
+    lora: LoraConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -1,0 +1,221 @@
+"""Streams from files to the matrix: what is measured, what is kept, and the same after a kill."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxforget.data.sources import DataSource, load_records
+from jaxforget.engine.checkpoint import Checkpoints
+from jaxforget.engine.errors import UserError
+from jaxforget.models.language_model import load
+from jaxforget.stream_config import ContinualConfig
+from jaxforget.studies import continual
+from jaxforget.studies import stream as streams
+from jaxforget.studies.continual import distances, order_of
+
+CLOCKS = ("time", "tokens_per_second", "step_ms")
+
+
+def settings(world, run, **changes):
+    """Three tasks of six steps from the tiny model, saved every four steps."""
+    data = world / "data"
+    tasks = [
+        {"name": name, "data": str(data / f"{name}.jsonl"), "evaluate": str(data / f"{name}.jsonl")}
+        for name in ("forget", "retain", "real_people")
+        if (data / f"{name}.jsonl").exists()
+    ]
+    if len(tasks) < 3:
+        rest = {"path": str(data / "world_facts.jsonl")}
+        tasks.append({"name": "facts", "data": rest, "evaluate": rest})
+    train = {"steps": 6, "batch_size": 4, "log_every": 1, "save_every": 4, "remat": "none"}
+    return {
+        "stream": tasks,
+        "run_dir": str(run),
+        "model": str(world / "base"),
+        "max_length": 128,
+        "memory": {"size": 12},
+        "measure": {"limit": 6, "every": 2, "probe": 2, "windows": [2]},
+        "optimizer": {"learning_rate": 1e-3},
+        "mesh": {"data": 1},
+        **changes,
+        "train": {**train, **changes.get("train", {})},
+    }
+
+
+def weights(run):
+    params = load(run / "model").params
+    return [np.asarray(leaf) for leaf in __import__("jax").tree.leaves(params)]
+
+
+def rows(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def naive(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("continual") / "naive"
+    return run, continual(settings(world, run))
+
+
+def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
+    run, result = naive
+    results = json.loads((run / "results.json").read_text())
+    nll = np.asarray(results["matrix"]["nll"])
+    assert nll.shape == (4, 3) and results["ends"] == [6, 12, 18]
+    assert result.metrics["mean_nll"] == pytest.approx(nll[-1].mean())
+    back = np.mean([nll[i + 1, i] - nll[3, i] for i in range(2)])
+    assert result.metrics["backward_transfer"] == pytest.approx(back)
+    # the first and last rows are those of the model before and of the exported one
+    for row, model in ((0, world / "base"), (-1, run)):
+        lm = load(model)
+        from jaxforget.data.template import Template
+        from jaxforget.data.tokenise import tokenise
+        from jaxforget.evals.teacher_forced import score_set
+
+        for place, task in enumerate(settings(world, run)["stream"]):
+            source = task["evaluate"]
+            source = DataSource(**source) if isinstance(source, dict) else DataSource(source)
+            records = load_records(source)[:6]
+            found = tokenise(records, lm.tokenizer, Template(), max_length=128)
+            table = score_set(lm.score, lm.params, found)
+            assert nll[row, place] == pytest.approx(-table.logp.mean(), rel=1e-4)
+    looks = results["looks"]
+    assert [each["step"] for each in looks] == list(range(0, 19, 2))
+    assert len(looks[0]["nll"]) == 3
+    assert (run / "report.html").read_text().count("<svg") >= 2
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param([{"name": "ewc", "weight": 5.0, "examples": 4}, "replay"], id="ewc+replay"),
+        pytest.param({"name": "fpf", "steps": 3}, id="fpf"),
+        pytest.param("lwf", id="lwf", marks=SLOW),
+        pytest.param({"name": "derpp", "kept": "top"}, id="derpp", marks=SLOW),
+        pytest.param({"name": "k_fpf", "steps": 1, "every": 4}, id="k_fpf", marks=SLOW),
+        pytest.param("si", id="si", marks=SLOW),
+        pytest.param("ema", id="ema", marks=SLOW),
+    ],
+)
+def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monkeypatch):
+    """Killed after a checkpoint, at a boundary before its files, and at the very end."""
+    whole = tmp_path / "whole"
+    continual(settings(world, whole, strategy=strategy))
+    torn = tmp_path / "torn"
+
+    class Killed(BaseException):
+        pass
+
+    save, ends = Checkpoints.save, streams._Trainer._task_ends
+
+    def killing_save(self, step, state, data):
+        save(self, step, state, data)
+        self.wait()
+        if step == 4 and not (torn / "seen4").exists():
+            (torn / "seen4").touch()
+            raise Killed
+
+    def killing_end(self, task, state):
+        if task == 1 and not (torn / "seen12").exists():
+            (torn / "seen12").touch()
+            raise Killed
+        return ends(self, task, state)
+
+    monkeypatch.setattr(Checkpoints, "save", killing_save)
+    monkeypatch.setattr(streams._Trainer, "_task_ends", killing_end)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            continual(settings(world, torn, strategy=strategy))
+    continual(settings(world, torn, strategy=strategy))
+    for left, right in zip(weights(whole), weights(torn), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert rows(whole) == rows(torn)
+    found = [json.loads((run / "results.json").read_text()) for run in (whole, torn)]
+    assert found[0]["matrix"] == found[1]["matrix"] and found[0]["looks"] == found[1]["looks"]
+
+
+def test_nothing_to_replay_is_naive_training(world, naive, tmp_path):
+    plain, _ = naive
+    for label, changes in {
+        "mix": {"memory": {"size": 12, "share": 0.0}},
+        "derpp": {"strategy": {"name": "derpp", "alpha": 0.0, "beta": 0.0}},
+        "ewc": {"strategy": {"name": "ewc", "weight": 0.0, "examples": 2}},
+    }.items():
+        run = tmp_path / label
+        continual(settings(world, run, **changes))
+        for left, right in zip(weights(plain), weights(run), strict=True):
+            np.testing.assert_array_equal(left, right, err_msg=label)
+
+
+def test_several_runs_are_compared_and_a_finished_one_is_not_done_again(world, tmp_path):
+    runs = {"naive": {}, "joint": {"strategy": "joint"}, "mix": {"memory.share": 0.5}}
+    config = settings(world, tmp_path / "study", runs=runs, reference="joint")
+    found = continual(config).metrics
+    assert found["joint"]["above_reference_nll"] == 0
+    assert found["mix"]["mean_nll"] != found["naive"]["mean_nll"]
+    before = (tmp_path / "study" / "naive" / "metrics.jsonl").stat().st_mtime_ns
+    again = continual(config).metrics
+    assert again == found
+    assert (tmp_path / "study" / "naive" / "metrics.jsonl").stat().st_mtime_ns == before
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "joint" in page and "<script" not in page and 'src="http' not in page
+
+
+def test_adapters_are_folded_between_tasks(world, tmp_path):
+    config = {"strategy": "reg_lora", "lora": {"rank": 2}}
+    run = tmp_path / "run"
+    continual(settings(world, run, **config))
+    results = json.loads((run / "results.json").read_text())
+    assert len(results["matrix"]["nll"]) == 4
+    assert (run / "tasks" / "1" / "start" / "config.json").exists()
+    shutil.rmtree(run / "model")
+    continual(settings(world, run, **config))
+    assert json.loads((run / "results.json").read_text())["matrix"] == results["matrix"]
+
+
+def test_tasks_are_ordered_by_likeness():
+    from jaxforget.data.sets import TokenisedSet
+
+    def words(*ids):
+        tokens = np.asarray(ids, np.int32)
+        ends = np.array([0, len(ids)])
+        return TokenisedSet(tokens, tokens, np.ones(len(ids), bool), ends, np.zeros(1), str(ids))
+
+    sets = [words(1, 1, 2), words(5, 5, 6), words(1, 2, 2), words(5, 6, 1)]
+    apart = distances(sets, 8)
+    assert apart[0, 1] == pytest.approx(np.log(2)) and apart[2, 2] == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(apart, apart.T)
+    base = {"stream": [{"name": "a", "data": "a", "evaluate": "a"}], "run_dir": "r", "model": "m"}
+    from jaxforget.config import build
+
+    def ordered(order):
+        return order_of(build(ContinualConfig, {**base, "order": order}), sets, 8)
+
+    assert ordered("similar") == [0, 2, 3, 1]
+    assert ordered("dissimilar")[:2] == [0, 1]
+    assert ordered("reversed") == [3, 2, 1, 0] and ordered("given") == [0, 1, 2, 3]
+    assert sorted(ordered("random")) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scratch": {}}, "set one of model and scratch"),
+        ({"strategy": "o_lora"}, "set lora.rank"),
+        ({"strategy": "ewcc"}, "no strategy 'ewcc'.*ewc"),
+        ({"strategy": "lwf", "memory": {"share": 0.5}}, 'set its teacher to "live"'),
+        ({"strategy": {"name": "derpp", "kept": "hidden"}}, '"top" or "target"'),
+        ({"runs": {"a/b": {}}}, "cannot be the name of a folder"),
+        ({"runs": {"a": {"stream": []}}}, "runs.a.stream"),
+        ({"runs": {"a": {}}, "reference": "b"}, "no run 'b'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(world, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        continual(settings(world, tmp_path / "run", **changes))
