@@ -10,6 +10,7 @@ from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.evals.attacks import (
     in_context,
     logit_lens,
+    membership,
     plain,
     probe,
     prompts,
@@ -93,6 +94,17 @@ ATTACKS: Mapping[str, Attack] = {
         source="Rimsky et al. 2023 (arXiv 2312.06681)",
         needs=("retain",),
     ),
+    "membership": Attack(
+        title="Membership inference",
+        threat=f"{ASKS}; holds text of the forget set's kind that nobody trained on",
+        settings=membership.Membership,
+        run=membership.infer,
+        budget=membership.budget,
+        measures="|2 AUC - 1| of forget against holdout, of the attack that tells them apart best",
+        source="MUSE (arXiv 2407.06460), Min-K%++ (arXiv 2404.02936)",
+        needs=("holdout",),
+        lacks=membership.lacks,
+    ),
     "quantise": Attack(
         title="Quantisation",
         threat=HOLDS,
@@ -121,6 +133,7 @@ DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "sampling"},
     {"name": "logit_lens"},
     {"name": "probe"},
+    {"name": "membership"},
     {"name": "relearn", "text": "forget"},
     {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},
