@@ -16,6 +16,7 @@ from jaxforget.evals.attacks import (
     prompts,
     quantise,
     relearn,
+    remind,
     sampling,
     steering,
 )
@@ -105,6 +106,17 @@ ATTACKS: Mapping[str, Attack] = {
         needs=("holdout",),
         lacks=membership.lacks,
     ),
+    "remind": Attack(
+        title="Landscape of the loss",
+        threat=f"{ASKS}; holds some of the forget set and text of its kind nobody trained on",
+        settings=remind.Remind,
+        run=remind.remind,
+        budget=remind.budget,
+        measures="2 AUC - 1 of forget against holdout by how the loss changes around a record",
+        source="REMIND (arXiv 2511.04228)",
+        needs=("holdout",),
+        lacks=remind.lacks,
+    ),
     "quantise": Attack(
         title="Quantisation",
         threat=HOLDS,
@@ -134,6 +146,7 @@ DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "logit_lens"},
     {"name": "probe"},
     {"name": "membership"},
+    {"name": "remind"},
     {"name": "relearn", "text": "forget"},
     {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},
