@@ -116,3 +116,11 @@ def partners(data: AuditData) -> list[Record]:
     """A retain record for every forget record, drawn by the seed; again where there are fewer."""
     order = np.random.default_rng(data.seed).permutation(len(data.retain))
     return [data.retain[int(i)] for i in np.resize(order, len(data.forget))]
+
+
+def halves(data: AuditData) -> tuple[list[Record], list[Record]]:
+    """The forget records in two parts by the seed: to attack with, and to measure on."""
+    order = np.random.default_rng(data.seed).permutation(len(data.forget))
+    parts = [sorted(map(int, ids)) for ids in np.split(order, [len(order) // 2])]
+    first, second = ([data.forget[i] for i in ids] for ids in parts)
+    return first, second

@@ -19,6 +19,7 @@ from jaxforget.evals.attacks import (
     remind,
     sampling,
     steering,
+    trigger,
 )
 from jaxforget.evals.attacks.attack import Attack, prompted
 
@@ -95,6 +96,16 @@ ATTACKS: Mapping[str, Attack] = {
         source="Rimsky et al. 2023 (arXiv 2312.06681)",
         needs=("retain",),
     ),
+    "trigger": Attack(
+        title="Search for a trigger",
+        threat=f"{HOLDS} and half of the answers",
+        settings=trigger.TriggerSearch,
+        run=trigger.search,
+        budget=trigger.budget,
+        measures="probability of the other half of the answers behind the trigger that is found",
+        source="Zou et al. 2023 (arXiv 2307.15043); place as in arXiv 2510.17021",
+        lacks=trigger.lacks,
+    ),
     "membership": Attack(
         title="Membership inference",
         threat=f"{ASKS}; holds text of the forget set's kind that nobody trained on",
@@ -147,6 +158,7 @@ DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "probe"},
     {"name": "membership"},
     {"name": "remind"},
+    {"name": "trigger"},
     {"name": "relearn", "text": "forget"},
     {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},

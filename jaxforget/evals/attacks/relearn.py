@@ -19,7 +19,7 @@ from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
 from jaxforget.engine.state import init_state
 from jaxforget.engine.train import compile_step
 from jaxforget.engine.tree import Params, merge
-from jaxforget.evals.attacks.attack import AuditData, Finding, of_each
+from jaxforget.evals.attacks.attack import AuditData, Finding, halves, of_each
 from jaxforget.evals.attacks.known import known, tokens_of
 from jaxforget.loops import plain
 from jaxforget.models.lora import init_lora, merge_lora
@@ -123,10 +123,7 @@ def _texts(data: AuditData, text: str) -> tuple[Sequence[Record], Sequence[Recor
         return data.records(text), data.forget
     if len(data.forget) < 2:
         raise UserError("relearn: half of the forget set needs at least two records")
-    order = np.random.default_rng(data.seed).permutation(len(data.forget))
-    middle = len(order) // 2
-    first, second = ([data.forget[i] for i in sorted(ids)] for ids in np.split(order, [middle]))
-    return first, second
+    return halves(data)
 
 
 def _training(
