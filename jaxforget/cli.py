@@ -148,10 +148,14 @@ def sweep(
 @app.command()
 def audit(
     run: Annotated[
-        pathlib.Path,
+        pathlib.Path | None,
         typer.Argument(help="Run directory of an unlearning, or a YAML configuration."),
-    ],
+    ] = None,
     overrides: Overrides = None,
+    meta: Annotated[
+        bool,
+        typer.Option("--meta", help="Judge the metrics instead, on models trained for it."),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -159,10 +163,16 @@ def audit(
     """Attack a model that is said to have forgotten, beside the one before and an oracle."""
     with _errors(debug, quiet):
         from jaxforget import config as configs
+        from jaxforget.engine.errors import UserError
         from jaxforget.studies import audit as study
         from jaxforget.studies.audit import summary
 
         given = list(overrides or ())
+        if meta:
+            _judge_metrics(run, given, quiet, as_json)
+            return
+        if run is None:
+            raise UserError("RUN: name the run directory of an unlearning, or a configuration")
         if run.is_dir():
             settings = configs.load(configs.AuditConfig, None, [f"run={run}", *given])
         else:
@@ -179,6 +189,29 @@ def audit(
         _rich().print(plain_table(rows))
         typer.echo(verdict)
         typer.echo(f"report: {result.run_dir.report}")
+
+
+def _judge_metrics(
+    config: pathlib.Path | None, overrides: list[str], quiet: bool, as_json: bool
+) -> None:
+    """`audit --meta`, whose configuration may be left out."""
+    from jaxforget import config as configs
+    from jaxforget.studies.meta import meta, verdicts_of
+    from jaxforget.studies.meta_plan import MetaConfig
+
+    if config is not None and "=" in config.name:  # an override in the configuration's place
+        config, overrides = None, [str(config), *overrides]
+    settings = configs.load(MetaConfig, config, overrides)
+    _start_processes()
+    with _console(quiet or as_json) as events:
+        result = meta(settings, events)
+    if quiet or as_json:
+        _print_result(result, quiet, as_json)
+        return
+    from jaxforget.report.tables import plain_table
+
+    _rich().print(plain_table(verdicts_of(result.run_dir)))
+    typer.echo(f"report: {result.run_dir.report}")
 
 
 @app.command()
