@@ -199,7 +199,8 @@ def _judge_metrics(
     from jaxforget.studies.meta import meta, verdicts_of
     from jaxforget.studies.meta_plan import MetaConfig
 
-    if config is not None and "=" in config.name:  # an override in the configuration's place
+    # an override in the configuration's place
+    if config is not None and "=" in str(config) and not config.exists():
         config, overrides = None, [str(config), *overrides]
     settings = configs.load(MetaConfig, config, overrides)
     _start_processes()
