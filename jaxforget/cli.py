@@ -162,21 +162,8 @@ def audit(
 ) -> None:
     """Attack a model that is said to have forgotten, beside the one before and an oracle."""
     with _errors(debug, quiet):
-        from jaxforget import config as configs
-        from jaxforget.engine.errors import UserError
-        from jaxforget.studies import audit as study
-        from jaxforget.studies.audit import summary
-
         given = list(overrides or ())
-        if meta:
-            _judge_metrics(run, given, quiet, as_json)
-            return
-        if run is None:
-            raise UserError("RUN: name the run directory of an unlearning, or a configuration")
-        if run.is_dir():
-            settings = configs.load(configs.AuditConfig, None, [f"run={run}", *given])
-        else:
-            settings = configs.load(configs.AuditConfig, run, given)
+        study, settings, told = (_metrics_to_judge if meta else _model_to_audit)(run, given)
         _start_processes()
         with _console(quiet or as_json) as events:
             result = study(settings, events)
@@ -185,34 +172,35 @@ def audit(
             return
         from jaxforget.report.tables import plain_table
 
-        verdict, rows = summary(result.run_dir)
+        verdict, rows = told(result.run_dir)
         _rich().print(plain_table(rows))
         typer.echo(verdict)
         typer.echo(f"report: {result.run_dir.report}")
 
 
-def _judge_metrics(
-    config: pathlib.Path | None, overrides: list[str], quiet: bool, as_json: bool
-) -> None:
-    """`audit --meta`, whose configuration may be left out."""
+def _model_to_audit(run: pathlib.Path | None, overrides: list[str]) -> tuple[Any, Any, Any]:
+    """(the study, its settings, what sums it up)."""
     from jaxforget import config as configs
-    from jaxforget.studies.meta import meta, verdicts_of
+    from jaxforget.engine.errors import UserError
+    from jaxforget.studies.audit import audit as study
+    from jaxforget.studies.audit import summary
+
+    if run is None:
+        raise UserError("RUN: name the run directory of an unlearning, or a configuration")
+    if run.is_dir():
+        run, overrides = None, [f"run={run}", *overrides]
+    return study, configs.load(configs.AuditConfig, run, overrides), summary
+
+
+def _metrics_to_judge(file: pathlib.Path | None, overrides: list[str]) -> tuple[Any, Any, Any]:
+    """The same of `--meta`, whose configuration may be left out."""
+    from jaxforget import config as configs
+    from jaxforget.studies.meta import meta, summary
     from jaxforget.studies.meta_plan import MetaConfig
 
-    # an override in the configuration's place
-    if config is not None and "=" in str(config) and not config.exists():
-        config, overrides = None, [str(config), *overrides]
-    settings = configs.load(MetaConfig, config, overrides)
-    _start_processes()
-    with _console(quiet or as_json) as events:
-        result = meta(settings, events)
-    if quiet or as_json:
-        _print_result(result, quiet, as_json)
-        return
-    from jaxforget.report.tables import plain_table
-
-    _rich().print(plain_table(verdicts_of(result.run_dir)))
-    typer.echo(f"report: {result.run_dir.report}")
+    if file is not None and "=" in str(file) and not file.exists():
+        file, overrides = None, [str(file), *overrides]  # it is an override
+    return meta, configs.load(MetaConfig, file, overrides), summary
 
 
 @app.command()

@@ -37,6 +37,7 @@ def render(results: Mapping[str, Any]) -> str:
     names = [each["metric"] for each in verdicts]
     return environment.from_string(folder.joinpath("meta.html.jinja").read_text()).render(
         style=folder.joinpath("style.css").read_text(),
+        verdict=results["verdict"],
         columns=COLUMNS,
         rows=[(each["metric"], [shown(each[name]) for name in COLUMNS]) for each in verdicts],
         ranking=_ranking(verdicts),

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,9 @@ from jaxforget.studies.unlearn import finetune, unlearn
 BESIDE_ITSELF = {"forget_quality": 1.0, "mia_reference_auc": 0.5}
 """What the metrics that compare with the oracle say of the oracle."""
 
+BLIND = 0.6
+"""A metric whose faithfulness is below this tells knowledge from ignorance hardly at all."""
+
 
 def meta(
     config: MetaConfig | Mapping[str, Any] | str | pathlib.Path, events: Events = SILENT
@@ -75,11 +78,12 @@ def meta(
         watch, root = Stopwatch(), run.path
         on_first(lambda: write_data(config, root / "data"))
         found = _all_metrics(config, root, events)
-        verdicts = _verdicts(config, found)
+        verdicts = [dataclasses.asdict(each) for each in _verdicts(config, found)]
         results = {
             "method": "meta",
-            "metrics": {each.metric: each.overall for each in verdicts},
-            "verdicts": [dataclasses.asdict(each) for each in verdicts],
+            "metrics": {each["metric"]: each["overall"] for each in verdicts},
+            "verdict": in_words(verdicts),
+            "verdicts": verdicts,
             "models": found,
             "pools": {"knowing": pool(config, KNOWING), "ignorant": pool(config, IGNORANT)},
             "unlearned": list(config.methods),
@@ -136,6 +140,21 @@ def _verdicts(config: MetaConfig, found: Mapping[str, Mapping[str, float | None]
     )
 
 
-def verdicts_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """A row a metric of a finished meta-evaluation, for the terminal."""
-    return json.loads(run.results.read_text())["verdicts"]
+def in_words(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Which metrics to rely on, in a sentence or two."""
+    told = [each for each in verdicts if each["overall"] is not None]
+    if not told:
+        return "No metric could be judged."
+    best, worst = told[0], told[-1]
+    found = [f"Rely on {best['metric']} first (overall {best['overall']:.2f})"]
+    if len(told) > 1:
+        found.append(f"and on {worst['metric']} last ({worst['overall']:.2f})")
+    blind = [each["metric"] for each in told if each["faithfulness"] < BLIND]
+    more = f" Hardly better than chance: {', '.join(blind)}." if blind else ""
+    return f"{', '.join(found)}.{more}"
+
+
+def summary(run: RunDirectory) -> tuple[str, list[dict[str, Any]]]:
+    """(the verdict, a row a metric) of a finished meta-evaluation, for the terminal."""
+    results = json.loads(run.results.read_text())
+    return results["verdict"], results["verdicts"]

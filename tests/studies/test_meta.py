@@ -63,6 +63,15 @@ def test_a_wrong_choice_of_methods_is_refused(tmp_path):
             study.meta({"run_dir": str(tmp_path / "meta"), "methods": methods})
 
 
+def test_the_verdict_names_the_best_the_worst_and_the_blind():
+    rows = [("a", 0.9, 0.8), ("b", 0.5, 0.4), ("c", 1.0, None)]
+    verdicts = [dict(zip(("metric", "faithfulness", "overall"), row, strict=True)) for row in rows]
+    assert study.in_words(verdicts) == (
+        "Rely on a first (overall 0.80), and on b last (0.40). Hardly better than chance: b."
+    )
+    assert study.in_words(verdicts[2:]) == "No metric could be judged."
+
+
 @pytest.mark.slow
 def test_a_meta_evaluation_ranks_the_metrics_and_continues(tmp_path, monkeypatch):
     tree = {**TINY, "run_dir": str(tmp_path / "meta")}
@@ -79,6 +88,7 @@ def test_a_meta_evaluation_ranks_the_metrics_and_continues(tmp_path, monkeypatch
     with (found.run_dir.path / "metrics.csv").open() as file:
         assert [row["metric"] for row in csv.DictReader(file)] == list(found.metrics)
     page = found.run_dir.report.read_text()
+    assert results["verdict"] in page
     links = re.findall(r'(?:src|href)="([^"#]*)"', page)
     assert "<script" not in page and all(link.startswith("data:") for link in links)
     assert page.count("<svg") == 1 + len(found.metrics)
