@@ -98,10 +98,12 @@ def _teach(data: pathlib.Path, folder: pathlib.Path, steps: int) -> None:
 
 def ours(model: str, data: pathlib.Path, share: int, compute: str) -> dict[str, Any]:
     """One process of jaxforget's lane: the suite twice, the first time with compilation."""
+    from jaxforget.engine.runtime import keep_freed_memory
     from jaxforget.evals import tofu
     from jaxforget.models import Compute
     from jaxforget.models.language_model import load
 
+    keep_freed_memory()
     lm = load(model, dtype="float32", compute=Compute(dtype=compute))
     sets = records_of(data, share)
     found: dict[str, Any] = {}

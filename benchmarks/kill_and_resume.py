@@ -1,11 +1,12 @@
 """Kill a run at random moments, resume it, and compare the end with an undisturbed run, bit by bit.
 
-    python benchmarks/kill_and_resume.py --kills 20 --steps 60
+    python benchmarks/kill_and_resume.py --kills 20 --steps 60 [--study continual]
 
-A tiny model unlearns by the command line in a child process, which is sent SIGKILL and started
-again until it ends. The moments are random times of the whole run in turn with random moments of
-one stage (compiling, stepping, saving, exporting), found by watching the run directory. Every
-disturbed run must leave the very weights and metrics of the undisturbed one.
+A tiny model unlearns, or reads three tasks with replay and EWC, by the command line in a child
+process, which is sent SIGKILL and started again until it ends. The moments are random times of the
+whole run in turn with random moments of one stage (compiling, stepping, saving, a task's boundary,
+exporting), found by watching the run directory. Every disturbed run must leave the very weights and
+metrics of the undisturbed one.
 """
 
 import argparse
@@ -63,22 +64,28 @@ def metrics(run: pathlib.Path) -> list[dict[str, Any]]:
 def moments(draw: random.Random, steps: int, length: float) -> Mapping[str, Moment]:
     """One random moment of every stage of a run of `steps` steps that lasts `length` seconds."""
     step = draw.randint(1, steps - 1)
-    saved = SAVE_EVERY * draw.randint(1, steps // SAVE_EVERY)
+    saved, task = SAVE_EVERY * draw.randint(1, steps // SAVE_EVERY), draw.randint(0, 1)
 
     def saving(run: pathlib.Path) -> bool:
         return any(name.startswith(f"{saved}.") for name in checkpoints(run))
+
+    def boundary(run: pathlib.Path) -> bool:
+        return (run / "tasks" / str(task) / "row.json").exists()
 
     made = (
         Moment("any", lambda run: True, length),
         Moment("compile", lambda run: (run / "metrics.jsonl").exists(), 1.0),
         Moment("step", lambda run: len(metrics(run)) >= step, 0.01),
         Moment("save", saving, 0.02),
+        Moment("boundary", boundary, 2.0),
         Moment("export", lambda run: (run / ".model.part").exists(), 0.02),
     )
     return {moment.name: moment for moment in made}
 
 
-AIMS = ("any", "compile", "step", "save", "any", "save", "step", "export")
+UNLEARN = ("any", "compile", "step", "save", "any", "save", "step", "export")
+CONTINUAL = ("any", "boundary", "step", "save", "any", "boundary", "save", "export")
+TASKS = ("forget", "retain", "world_facts")
 
 
 def left(run: pathlib.Path) -> str:
@@ -92,9 +99,12 @@ def left(run: pathlib.Path) -> str:
     if any(not name.isdigit() for name in checkpoints(run)):
         return "save"
     if metrics(run):
-        return "step"
+        ended = len(list((run / "tasks").glob("*/row.json")))
+        return f"step, {ended} tasks ended" if (run / "tasks").exists() else "step"
     if (run / "metrics.jsonl").exists():
         return "compile"
+    if (run / "tasks").exists():
+        return "start of the stream"
     if any((run / "cache").glob("reference-*")):
         return "set-up"
     return "start"
@@ -140,14 +150,16 @@ def kill(arguments: list[str], run: pathlib.Path, moment: Moment, delay: float) 
     return alive
 
 
-def outcome(run: pathlib.Path) -> tuple[str, list[dict[str, Any]]]:
-    """SHA-256 of the exported weights, and the logged rows."""
+def outcome(run: pathlib.Path) -> tuple[Any, ...]:
+    """SHA-256 of the exported weights, the logged rows, and what was measured of a stream."""
     weights = (run / "model" / "model.safetensors").read_bytes()
-    return hashlib.sha256(weights).hexdigest(), metrics(run)
+    results = json.loads((run / "results.json").read_text())
+    measured = [results.get(name) for name in ("matrix", "looks", "ends")]
+    return hashlib.sha256(weights).hexdigest(), metrics(run), measured
 
 
-def prepare(root: pathlib.Path) -> dict[str, Any]:
-    """A world and a model that knows it; settings of an unlearning run without its directory."""
+def prepare(root: pathlib.Path, study: str, steps: int) -> dict[str, Any]:
+    """A world and a model that knows it; settings of a run without its directory."""
     from jaxforget.data.fictitious import write
 
     data = root / "data"
@@ -157,12 +169,29 @@ def prepare(root: pathlib.Path) -> dict[str, Any]:
     finish(command("finetune", {**shared, **teach}))
     sets = {"forget": data / "forget.jsonl", "retain": data / "retain.jsonl"}
     often = {"train.save_every": SAVE_EVERY, "train.log_every": 1}
-    return {**shared, "model": root / "base", **sets, **often, "optimizer.learning_rate": 1e-4}
+    shared |= {**often, "model": root / "base", "optimizer.learning_rate": 1e-4}
+    if study == "unlearn":
+        return {**shared, **sets, "train.steps": steps}
+    files = [{"path": str(data / f"{name}.jsonl")} for name in TASKS]
+    stream = [
+        {"name": name, "data": file, "evaluate": file}
+        for name, file in zip(TASKS, files, strict=True)
+    ]
+    strategy = [{"name": "ewc", "weight": 1.0, "examples": 16}, "replay"]
+    return {
+        **shared,
+        "stream": json.dumps(stream),
+        "strategy": json.dumps(strategy),
+        "memory": json.dumps({"size": 60}),
+        "measure": json.dumps({"limit": 16, "every": 4, "probe": 4}),
+        "train.steps": steps // len(TASKS),
+    }
 
 
 def main() -> None:
     """Parse, run, compare, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", choices=("unlearn", "continual"), default="unlearn")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
@@ -170,15 +199,16 @@ def main() -> None:
     if options.kills < 1 or options.steps < SAVE_EVERY:
         parser.error(f"at least 1 kill and {SAVE_EVERY} steps")
     root = pathlib.Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
-    settings = {**prepare(root), "train.steps": options.steps}
+    settings = prepare(root, options.study, options.steps)
+    aims = UNLEARN if options.study == "unlearn" else CONTINUAL
     calm, begin = root / "calm", time.perf_counter()
-    finish(command("unlearn", {**settings, "run_dir": calm}))
+    finish(command(options.study, {**settings, "run_dir": calm}))
     length, expected = time.perf_counter() - begin, outcome(calm)
     print(f"undisturbed: {length:.1f} s", flush=True)
     draw, stages, identical = random.Random(options.seed), collections.Counter(), 0
-    for index, aim in zip(range(options.kills), itertools.cycle(AIMS), strict=False):
+    for index, aim in zip(range(options.kills), itertools.cycle(aims), strict=False):
         run = root / f"run{index}"
-        arguments = command("unlearn", {**settings, "run_dir": run})
+        arguments = command(options.study, {**settings, "run_dir": run})
         moment = moments(draw, options.steps, length)[aim]
         while not kill(arguments, run, moment, draw.uniform(0, moment.delay)):
             shutil.rmtree(run)  # it ended first: that was no kill
@@ -188,10 +218,10 @@ def main() -> None:
         stages[stage] += 1
         identical += same
         verdict = "identical" if same else f"DIFFERENT, kept in {run}"
-        print(f"{index + 1:>3}  aim {aim:<8} in {stage:<8} step {steps:>3}  {verdict}", flush=True)
+        print(f"{index + 1:>3}  aim {aim:<8} in {stage:<20} step {steps:>3}  {verdict}", flush=True)
         if same:
             shutil.rmtree(run)
-    print("".join(f"\n{stage:<8} {count:>3}" for stage, count in stages.most_common()), "\n")
+    print("".join(f"\n{stage:<20} {count:>3}" for stage, count in stages.most_common()), "\n")
     if identical == options.kills:
         shutil.rmtree(root)
     told = {"steps": options.steps, "identical": identical, "of": options.kills}

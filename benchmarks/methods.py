@@ -55,6 +55,8 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "iau": grid([1.0], learning_rate=[1e-4, 3e-4, 1e-3]),
     "woodfisher": grid([1.0], scale=[1.0, 10.0, 100.0]),
     "fisher_forgetting": grid([1.0], alpha=[1e-6, 1e-5], limit=[1e-3, 1e-2]),
+    # the tiny model has never read a refusal, so that its token needs long teaching
+    "unierase": grid([1.0], plain_epochs=[5, 200], plain_rate=[1e-2], lam=[0.5, 10.0]),
     "undial": grid(retain=["none", "nll"]),
     "ce_u": grid(retain=["none", "nll"]),
     "graddiff+gu": grid(combiner=[GEOMETRIC]),

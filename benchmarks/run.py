@@ -39,11 +39,12 @@ def main() -> None:
     from benchmarks import edits, population, step, strategies
     from jaxforget.cli import quiet_logs
     from jaxforget.engine.files import write_json
-    from jaxforget.engine.runtime import use_compile_cache
+    from jaxforget.engine.runtime import keep_freed_memory, use_compile_cache
     from jaxforget.report.tables import plain_table
     from jaxforget.studies.common import environment
 
     quiet_logs()
+    keep_freed_memory()
     use_compile_cache(ROOT / "runs" / "programs")
     written: dict[str, Any] = environment()
     if "step" in options.suite:

@@ -107,7 +107,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model with the TOFU suite, without training."""
+    """Score a model with a suite (TOFU, RWKU, MUSE, your own data, ..), without training."""
     with _errors(debug, quiet):
         from jaxforget import config as configs
         from jaxforget.studies import evaluate as study
@@ -249,6 +249,32 @@ def report(
 
 
 @app.command()
+def requests(
+    runs: Annotated[
+        list[pathlib.Path],
+        typer.Argument(help="One run of several requests, or several runs of one method."),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tabulate how forgetting holds up: over a run's requests, or over growing forget sets."""
+    with _errors(debug):
+        from jaxforget.report.tables import plain_table
+        from jaxforget.studies.sequence import scalability, sustainability
+
+        rows = sustainability(runs[0]) if len(runs) == 1 else scalability(runs)
+        if as_json:
+            typer.echo(json.dumps({"rows": rows}))
+            return
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        kept = [name for name in names if any(row.get(name) is not None for row in rows)]
+        turned = [
+            {"": name, **{str(i): row.get(name) for i, row in enumerate(rows, 1)}} for name in kept
+        ]
+        _rich().print(plain_table(turned))
+
+
+@app.command()
 def convert(
     model: Annotated[str, typer.Argument(help="HF folder or id, .gguf file or run directory.")],
     folder: Annotated[pathlib.Path, typer.Argument(help="Hugging Face folder to write.")],
@@ -281,6 +307,25 @@ def methods(as_json: Json = False, debug: Debug = False) -> None:
             typer.echo(f"{name} {row['method']}. {row['source']}")
             typer.echo(f"{'':<20} {row['minimises']}")
             typer.echo(f"{'':<20} needs {needs}; {row['cost per step']}")
+
+
+@app.command()
+def strategies(as_json: Json = False, debug: Debug = False) -> None:
+    """List the strategies for streams of tasks: formula, source, what each needs."""
+    with _errors(debug):
+        from jaxforget.strategies import table
+
+        rows = table()
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        for row in rows:
+            name = typer.style(f"{row['name']:<20}", bold=True)
+            needs = "nothing else" if row["needs"] == "-" else row["needs"]
+            source = "" if row["source"] == "-" else f". {row['source']}"
+            typer.echo(f"{name} {row['strategy']}{source}")
+            typer.echo(f"{'':<20} {row['minimises']}")
+            typer.echo(f"{'':<20} needs {needs}; {row['cost per step']}; {row['copies']} copies")
 
 
 @app.command()

@@ -16,27 +16,26 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
 from jaxforget.data.pairing import Pairing
-from jaxforget.data.sources import DataSource
+from jaxforget.data.sources import DataSource, Source, named
 from jaxforget.data.template import Template
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.yaml_file import explain_yaml, parse_yaml, read_yaml
-
-
-def _named(key: str) -> BeforeValidator:
-    """Lets a bare string stand for a mapping with that one key."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
+from jaxforget.evals.suites.blur import BlurSuite
+from jaxforget.evals.suites.choice import ChoiceSuite
+from jaxforget.evals.suites.harness import HarnessSuite
+from jaxforget.evals.suites.lume import LumeSuite
+from jaxforget.evals.suites.muse import MuseSuite
+from jaxforget.evals.suites.own import OwnSuite
+from jaxforget.evals.suites.rwku import RwkuSuite
 
 _LISTED = BeforeValidator(
     lambda value: value if isinstance(value, (list, tuple, type(None))) else [value]
 )
-
-type Source = Annotated[DataSource, _named("path")]
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """The TOFU suite.
+    """The TOFU suite; `suite` may name another one, see `SUITES`.
 
     Attributes:
+      suite: "tofu".
       forget, retain, real_authors, world_facts: evaluation sets; TOFU's *_perturbed files.
       holdout: examples of the forget set's kind that no model has seen; membership inference
         tells the forget set from them.
@@ -128,6 +128,7 @@ class SuiteConfig:
       peer_compat: reproduce the peer's known faults where published numbers depend on them.
     """
 
+    suite: Literal["tofu"] = "tofu"
     forget: Source | None = None
     retain: Source | None = None
     real_authors: Source | None = None
@@ -141,6 +142,39 @@ class SuiteConfig:
     limit: Annotated[int, Ge(1)] | None = None
     utility_over: Literal["all", "available"] = "all"
     peer_compat: bool = False
+
+
+SUITES: Mapping[str, type] = {
+    "tofu": SuiteConfig,
+    "own": OwnSuite,
+    "choice": ChoiceSuite,
+    "rwku": RwkuSuite,
+    "muse": MuseSuite,
+    "blur": BlurSuite,
+    "lume": LumeSuite,
+    "harness": HarnessSuite,
+}
+"""Settings of every suite by the name that `suite` gives it."""
+
+
+def _suite_named(value: Any) -> Any:
+    """Which suite a mapping or its settings are; TOFU's where nothing is said."""
+    if isinstance(value, Mapping):
+        return value.get("suite", "tofu")
+    return getattr(value, "suite", "tofu")
+
+
+type Suite = Annotated[
+    Annotated[SuiteConfig, Tag("tofu")]
+    | Annotated[OwnSuite, Tag("own")]
+    | Annotated[ChoiceSuite, Tag("choice")]
+    | Annotated[RwkuSuite, Tag("rwku")]
+    | Annotated[MuseSuite, Tag("muse")]
+    | Annotated[BlurSuite, Tag("blur")]
+    | Annotated[LumeSuite, Tag("lume")]
+    | Annotated[HarnessSuite, Tag("harness")],
+    Discriminator(_suite_named),
+]
 
 
 @dataclass(frozen=True)
@@ -174,7 +208,7 @@ class UnlearnConfig:
     alternate: Source | None = None
     general: Source | None = None
     requests: Annotated[tuple[Source, ...], _LISTED] = ()
-    method: Annotated[Mapping[str, Any], _named("name")] = field(
+    method: Annotated[Mapping[str, Any], named("name")] = field(
         default_factory=lambda: {"name": "npo"}
     )
     resume: Literal["auto", "never"] = "auto"
@@ -186,7 +220,7 @@ class UnlearnConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    evaluate: SuiteConfig | None = None
+    evaluate: Suite | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +253,7 @@ class FinetuneConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    evaluate: SuiteConfig | None = None
+    evaluate: Suite | None = None
     record_updates: Source | None = None
     gradient_penalty: Annotated[float, Ge(0)] = 0.0
 
@@ -236,7 +270,7 @@ class EvaluateConfig:
     """
 
     model: str
-    evaluate: SuiteConfig
+    evaluate: Suite
     run_dir: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -259,6 +293,8 @@ class AuditConfig:
       forget, retain: records; None: the run's `evaluate.forget` (else `forget`) and `retain`.
       holdout: of the forget set's kind, seen by no model; some attacks need it.
       unrelated: harmless text of another kind; some attacks need it.
+      further: more texts to relearn from, by names of one's own; those of the run's suite "blur"
+        are there already.
       attacks: names, or mappings with `name` and settings; None: all whose data are there.
       limit: records used of each set; None: all.
       batch_size: prompts generated, and packed rows scored, at a time.
@@ -276,6 +312,7 @@ class AuditConfig:
     retain: Source | None = None
     holdout: Source | None = None
     unrelated: Source | None = None
+    further: Mapping[str, Source] = field(default_factory=dict)
     attacks: Annotated[tuple[Any, ...] | None, _LISTED] = None
     limit: Annotated[int, Ge(1)] | None = None
     batch_size: Annotated[int, Ge(1)] = 16
@@ -448,7 +485,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(schema: Any, fault: Any, source: str) -> str:
     path = [str(part) for part in fault["loc"] if not str(part).startswith("function-")]
-    where = ".".join(path)
+    where = ".".join(part for at, part in enumerate(path) if not _tagged(path, at))
+    if fault["type"] == "union_tag_invalid":
+        return f"{source}: {where}.suite: {did_you_mean(str(fault['ctx']['tag']), SUITES)}"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{source}: {where}: no such key. {did_you_mean(path[-1], _keys(schema, path[:-1]))}"
     if fault["type"] in ("missing", "missing_argument"):
@@ -458,10 +497,17 @@ def _explain(schema: Any, fault: Any, source: str) -> str:
     return f"{source}: {where}: {fault['msg']}{got}"
 
 
+def _tagged(path: list[str], at: int) -> bool:
+    """Is this part of a fault's path the name of a suite, which no key spells?"""
+    return at > 0 and path[at - 1] == "evaluate" and path[at] in SUITES
+
+
 def _keys(schema: Any, path: list[str]) -> list[str]:
     """Field names of the dataclass reached from `schema` by `path`."""
-    for part in path:
-        if dataclasses.is_dataclass(schema) and part in typing.get_type_hints(schema):
+    for at, part in enumerate(path):
+        if _tagged(path, at):
+            schema = SUITES[part]
+        elif dataclasses.is_dataclass(schema) and part in typing.get_type_hints(schema):
             schema = _dataclass_in(typing.get_type_hints(schema)[part])
     if not dataclasses.is_dataclass(schema):
         return []

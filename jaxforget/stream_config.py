@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Len, Lt
+from annotated_types import Ge, Gt, Len, Lt
 
 from jaxforget.config import LoraConfig, Source, TrainConfig
 from jaxforget.data.memory import Kind
@@ -53,6 +53,20 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class RecoveryConfig:
+    """How soon is a task back that seems forgotten? Much of it is not lost, only out of reach.
+
+    Attributes:
+      steps: of plain training on a task's own examples, from the last model; each earlier task
+        in turn.
+      learning_rate: constant; None: a tenth of the optimizer's.
+    """
+
+    steps: Annotated[int, Ge(1)] = 10
+    learning_rate: Annotated[float, Gt(0)] | None = None
+
+
+@dataclass(frozen=True)
 class MeasureConfig:
     """What is measured of every task, at its end and while others are trained.
 
@@ -62,6 +76,7 @@ class MeasureConfig:
       probe: held-out examples of each task in the probe, the first ones.
       windows: of windowed forgetting and plasticity, in looks at the probe.
       batch_size: packed rows scored at a time.
+      recovery: training again on every earlier task, after the last; None: not done.
     """
 
     limit: Annotated[int, Ge(1)] | None = None
@@ -69,6 +84,7 @@ class MeasureConfig:
     probe: Annotated[int, Ge(1)] = 64
     windows: tuple[Annotated[int, Ge(1)], ...] = (10, 100)
     batch_size: Annotated[int, Ge(1)] = 16
+    recovery: RecoveryConfig | None = None
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ from typer.testing import CliRunner
 
 from jaxforget import cli, methods
 from jaxforget import config as configs
+from jaxforget.methods import catalogue
+from jaxforget.methods.__main__ import TABLES, between
+from jaxforget.stream_config import ContinualConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCHEMAS = {
     "run": configs.AuditConfig,
     "forget": configs.UnlearnConfig,
+    "stream": ContinualConfig,
     "data": configs.FinetuneConfig,
     "evaluate": configs.EvaluateConfig,
     "base": configs.SweepConfig,
@@ -34,7 +38,7 @@ def schema_of(tree):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods.catalogue, "_REGISTERED", {})
+    monkeypatch.setattr(catalogue, "_REGISTERED", {})
     names = {"__name__": "docs"}
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{page.name}[{number}]", "exec"), names)
@@ -87,12 +91,13 @@ def test_make_targets_shown_in_the_readme_exist():
     assert shown and shown <= targets
 
 
-def test_the_readmes_table_of_methods_is_the_catalogue():
-    text = PAGES[0].read_text()
-    table = re.search(r"<!-- methods -->\n(.*?)<!-- end -->", text, re.DOTALL)
-    assert table is not None
-    lines = table.group(1).strip().splitlines()
-    assert lines == methods.markdown().splitlines(), "run: python -m jaxforget.methods README.md"
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_the_readmes_tables_are_the_catalogues(name):
+    shown = between(name).search(PAGES[0].read_text())
+    assert shown is not None
+    lines = shown.group(1).strip().splitlines()
+    wanted = methods.markdown(TABLES[name]()).splitlines()
+    assert lines == wanted, "run: python -m jaxforget.methods README.md"
 
 
 def test_links_between_pages_lead_somewhere():

@@ -30,7 +30,7 @@ def _notes() -> Iterator[str]:
     names = sorted({dist.metadata["Name"] or "" for dist in metadata.distributions()})
     for name in filter(None, names):
         try:
-            yield metadata.metadata(name).get_payload() or ""
+            yield str(metadata.metadata(name).json.get("description", ""))
         except metadata.PackageNotFoundError:
             continue
 

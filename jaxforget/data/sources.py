@@ -9,7 +9,9 @@ import pathlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator
 
 from jaxforget.data.builtin_text import documents
 from jaxforget.data.records import Record, warn_of_repeats
@@ -26,8 +28,23 @@ _FORMATS = {
 }
 _BUILTIN = "builtin:"
 _READERS = ("auto", "json", "parquet", "text", "lines", "hub")
+_WORDINGS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question")
+_NAMED = ("prompt", "answer", "text", *_WORDINGS)
 
 type Row = Mapping[str, Any]
+
+
+class Placed(NamedTuple):
+    """A row as it was read, its 0-based index in its file, and its place for messages."""
+
+    row: Row
+    index: int
+    where: str
+
+
+def named(key: str) -> BeforeValidator:
+    """Lets a bare string in a configuration stand for a mapping with that one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,8 @@ class DataSource:
       split: split of a Hugging Face dataset or of a builtin text; not for files.
       columns: which column is the `prompt` and which the `answer`, or which is `text` (no prompt:
         the whole text is learned). Found by themselves: question or prompt; answer, response or
-        completion; else text.
+        completion; else text. Further ones, for evaluation: `paraphrased_answer`,
+        `perturbed_answer` and `paraphrased_question`, which are found under these names.
       rows: slice "start:stop" of the rows, 0-based, either end may be left out or negative
         (from the end); in YAML it needs quotes. None: all rows.
       format: how to read a file. "auto" goes by its name; "text" is one record holding the whole
@@ -52,9 +70,23 @@ class DataSource:
     path: str
     name: str | None = None
     split: str = "train"
-    columns: Mapping[Literal["prompt", "answer", "text"], str] = field(default_factory=dict)
+    columns: Mapping[
+        Literal[
+            "prompt",
+            "answer",
+            "text",
+            "paraphrased_answer",
+            "perturbed_answer",
+            "paraphrased_question",
+        ],
+        str,
+    ] = field(default_factory=dict)
     rows: str | None = None
     format: Literal["auto", "json", "parquet", "text", "lines", "hub"] = "auto"
+
+
+type Source = Annotated[DataSource, named("path")]
+"""A `DataSource` in a configuration, where a bare string is its path."""
 
 
 def load_records(source: DataSource) -> list[Record]:
@@ -70,6 +102,24 @@ def load_records(source: DataSource) -> list[Record]:
         a value of the wrong type, a blank prompt or answer, a slice out of range, an unknown
         dataset id; names the file and the line or row.
     """
+    label, placed = load_rows(source)
+    prompt, answer = _columns(source, placed[0].row, label)
+    wordings = {key: name for key, name in source.columns.items() if key in _WORDINGS}
+    records = [_record(each, prompt, answer, wordings, label) for each in placed]
+    warn_of_repeats(records)
+    return records
+
+
+def load_rows(source: DataSource) -> tuple[str, list[Placed]]:
+    """Read rows as they are, for data of another kind than a prompt and an answer.
+
+    Args:
+      source: see `DataSource`; its `columns` are not looked at.
+    Returns:
+      (name of the source for messages, the rows of the slice in file order; at least one).
+    Raises:
+      UserError: as `load_records`, but nothing about columns.
+    """
     file = pathlib.Path(source.path).expanduser()
     kind, label, lines = _kind(source, file), source.path, None
     if kind == "hub":
@@ -81,14 +131,14 @@ def load_records(source: DataSource) -> list[Record]:
         rows, lines = _read_file(file, kind, label)
     if not rows:
         raise UserError(f"{label}: there are no rows in it")
-    prompt, answer = _columns(source, rows[0], label)
     start, stop = _slice(source.rows, len(rows), label)
-    records = []
-    for index in range(start, stop):
-        where = f"{label}, line {lines[index]}" if lines else f"{label}, row {index}"
-        records.append(_record(rows[index], prompt, answer, index, label, where))
-    warn_of_repeats(records)
-    return records
+    wheres = (
+        (f"{label}, line {line}" for line in lines)
+        if lines
+        else (f"{label}, row {index}" for index in range(len(rows)))
+    )
+    placed = [Placed(*each) for each in zip(rows, range(len(rows)), wheres, strict=True)]
+    return label, placed[start:stop]
 
 
 def _kind(source: DataSource, file: pathlib.Path) -> str:
@@ -215,11 +265,12 @@ def _columns(source: DataSource, row: Row, label: str) -> tuple[str | None, str]
     """Names of the prompt's column (None for plain text) and the answer's."""
     chosen = dict(source.columns)
     for key in chosen:
-        if key not in ("prompt", "answer", "text"):
-            raise UserError(f"columns.{key}: {did_you_mean(key, ('prompt', 'answer', 'text'))}")
+        if key not in _NAMED:
+            raise UserError(f"columns.{key}: {did_you_mean(key, _NAMED)}")
     for key, column in chosen.items():
         if column not in row:
             raise UserError(f"{label}: columns.{key} is {column!r}. {did_you_mean(column, row)}")
+    chosen = {key: column for key, column in chosen.items() if key not in _WORDINGS}
     if "text" in chosen:
         if len(chosen) > 1:
             raise UserError("columns: `text` stands alone, without `prompt` or `answer`")
@@ -257,22 +308,34 @@ def _slice(rows: str | None, count: int, label: str) -> tuple[int, int]:
 
 
 def _record(
-    row: Row, prompt: str | None, answer: str, index: int, source: str, where: str
+    placed: Placed,
+    prompt: str | None,
+    answer: str,
+    wordings: Mapping[str, str],
+    source: str,
 ) -> Record:
-    extra = {key: value for key, value in row.items() if key not in (prompt, answer)}
-    asked = "" if prompt is None else _text(row, prompt, where)
+    row, index, where = placed
+    taken = (prompt, answer, *wordings.values())
+    extra = {key: value for key, value in row.items() if key not in taken}
+    extra |= {key: row[column] for key, column in wordings.items() if column in row}
+    asked = "" if prompt is None else text_in(row, prompt, where)
     if prompt is not None and not asked.strip():
         raise UserError(
             f"{where}: {prompt!r} is blank; to learn answers as plain text, without prompts, set "
             f"`columns: {{text: {answer}}}`"
         )
-    answered = _text(row, answer, where)
+    answered = text_in(row, answer, where)
     if not answered.strip():
         raise UserError(f"{where}: {answer!r} is blank; an answer must have at least one character")
     return Record(asked, answered, index, source, extra)
 
 
-def _text(row: Row, column: str, where: str) -> str:
+def text_in(row: Row, column: str, where: str) -> str:
+    """The text in a column of a row.
+
+    Raises:
+      UserError: no such column, something else in it, or half of a surrogate pair.
+    """
     if column not in row:
         raise UserError(f"{where}: no column {column!r}. {did_you_mean(column, row)}")
     value = row[column]

@@ -24,6 +24,8 @@ type Rows = Mapping[str, Mapping[str, Any]]
 def membership(
     scored: Scored,
     *,
+    members: str = FORGET,
+    others: str = HOLDOUT,
     oracle: Rows | None = None,
     norms: Mapping[str, np.ndarray] | None = None,
     peer_compat: bool = False,
@@ -31,8 +33,10 @@ def membership(
     """Every attack that the pass gives, and PrivLeak.
 
     Args:
-      scored: with the sets "forget" and "holdout".
-      oracle: the oracle's rows by set, see `TofuResult.rows`; for the reference attack and
+      scored: with both sets.
+      members: set of what was learned, and is to be forgotten.
+      others: set that it is compared with.
+      oracle: the oracle's rows by set, see `SuiteResult.rows`; for the reference attack and
         PrivLeak.
       norms: gradient norms `[n]` of both sets, for that attack; None: it is left out.
       peer_compat: the last target of every answer is left out, end of the text or not, and
@@ -43,12 +47,12 @@ def membership(
       UserError: an oracle that was evaluated on other rows of the holdout set.
     """
     sides = {
-        name: attack_scores(scored, name, peer_compat=peer_compat) for name in (FORGET, HOLDOUT)
+        name: attack_scores(scored, name, peer_compat=peer_compat) for name in (members, others)
     }
     for name, found in sides.items():
         if norms is not None:
             found["mia_gradient_norm"] = privacy.mia_gradient_norm(norms[name])
-    theirs, why = _oracle_rows(oracle, scored)
+    theirs, why = _oracle_rows(oracle, scored, (members, others))
     reasons = {}
     if theirs is None:
         reasons["mia_reference_auc"] = why
@@ -56,12 +60,12 @@ def membership(
         for name, found in sides.items():
             part = scored.answers[name].correct
             found["mia_reference"] = privacy.mia_reference(scored.nll[part], theirs[name]["nll"])
-    areas = {f"{name}_auc": (sides[FORGET][name], sides[HOLDOUT][name]) for name in sides[FORGET]}
+    areas = {f"{name}_auc": (score, sides[others][name]) for name, score in sides[members].items()}
     values: dict[str, float | None] = {name: None for name in reasons}
-    for name, score in sides[FORGET].items():
-        values[f"{name}_tpr"] = privacy.tpr_at_fpr(score, sides[HOLDOUT][name], fpr=FPR)
+    for name, score in sides[members].items():
+        values[f"{name}_tpr"] = privacy.tpr_at_fpr(score, sides[others][name], fpr=FPR)
     auc = float(privacy.roc_auc(*areas["mia_min_k_auc"]))
-    values["privleak"], reason = _privleak(auc, theirs, why, peer_compat)
+    values["privleak"], reason = _privleak(auc, theirs, why, peer_compat, (members, others))
     reasons |= {"privleak": reason} if reason else {}
     return Part(areas=areas, values=values, reasons=reasons, rows=sides)
 
@@ -91,14 +95,16 @@ def attack_scores(scored: Scored, name: str, *, peer_compat: bool = False) -> di
     }
 
 
-def _oracle_rows(oracle: Rows | None, scored: Scored) -> tuple[Rows | None, str]:
+def _oracle_rows(
+    oracle: Rows | None, scored: Scored, names: tuple[str, str]
+) -> tuple[Rows | None, str]:
     """(the oracle's rows of both sets, or None and why)."""
     if oracle is None:
         return None, "no oracle was given (evaluate.oracle)"
-    for name in (FORGET, HOLDOUT):
+    for name in names:
         theirs = oracle.get(name, {})
         if not {"nll", "mia_min_k"} <= set(theirs):
-            return None, "the oracle was not evaluated with a holdout set (evaluate.holdout)"
+            return None, f"the oracle was not evaluated with a {names[1]} set (evaluate.{names[1]})"
         if list(theirs["row"]) != [record.row for record in scored.answers[name].records]:
             raise UserError(
                 f"evaluate.oracle: it was evaluated on other rows of the {name} set than this model"
@@ -107,11 +113,11 @@ def _oracle_rows(oracle: Rows | None, scored: Scored) -> tuple[Rows | None, str]
 
 
 def _privleak(
-    auc: float, oracle: Rows | None, why: str, peer_compat: bool
+    auc: float, oracle: Rows | None, why: str, peer_compat: bool, names: tuple[str, str]
 ) -> tuple[float | None, str]:
     if oracle is None:
         return (privacy.privleak(auc, peer_compat=True), "") if peer_compat else (None, why)
-    sides = (np.asarray(oracle[name]["mia_min_k"]) for name in (FORGET, HOLDOUT))
+    sides = (np.asarray(oracle[name]["mia_min_k"]) for name in names)
     theirs = float(privacy.roc_auc(*sides))
     if theirs == 1 and not peer_compat:
         return None, "the oracle's AUC is 1: it has no failures to compare with"

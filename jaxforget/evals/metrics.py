@@ -38,6 +38,7 @@ from jaxforget.evals.privacy import (
     tpr_at_fpr,
 )
 from jaxforget.evals.rouge import rouge
+from jaxforget.evals.short_answers import exact_matches, token_f1
 from jaxforget.evals.statistics import (
     UTILITY_PARTS,
     Interval,
@@ -67,6 +68,7 @@ __all__ = [
     "closeness",
     "closer_to_one",
     "distinct_n",
+    "exact_matches",
     "exact_memorization",
     "extraction_strength",
     "forget_quality",
@@ -99,6 +101,7 @@ __all__ = [
     "rouge",
     "safe_answer_refusal_rate",
     "sequence_probability",
+    "token_f1",
     "tpr_at_fpr",
     "true_better",
     "truth_ratio",

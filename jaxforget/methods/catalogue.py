@@ -1,7 +1,7 @@
 """Methods by name, and the table of them."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
@@ -166,9 +166,8 @@ def table() -> list[dict[str, str]]:
     return rows
 
 
-def markdown() -> str:
-    """`table` for documentation."""
-    rows = table()
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows with the same keys as a table for documentation."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 

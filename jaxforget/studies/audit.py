@@ -20,9 +20,10 @@ from jaxforget.engine.files import write_json
 from jaxforget.engine.mesh import make_mesh
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
-from jaxforget.evals.attacks import Attack, AuditData, Finding, weight_changes
+from jaxforget.evals.attacks import SETS, Attack, AuditData, Finding, weight_changes
 from jaxforget.evals.attacks.catalogue import DEFAULT, chosen, missing
 from jaxforget.evals.attacks.compare import Comparison, compared, limits, verdict
+from jaxforget.evals.suites.blur import BlurSuite, refuse_names
 from jaxforget.models import Compute
 from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.report.audit import write_audit
@@ -49,7 +50,7 @@ class Subjects:
 
     Attributes:
       models: paths or ids by name: "audited", "start", and "oracle" where there is one.
-      sources: by set.
+      sources: by set, those of `SETS` and further ones to relearn from.
       template, max_length: of every record.
     """
 
@@ -81,7 +82,8 @@ def audit(
     config = configs.resolve(AuditConfig, config)
     config = dataclasses.replace(config, run_dir=config.run_dir or f"{config.run}/audit")
     subjects = subjects_of(config)
-    attacks = chosen(DEFAULT if config.attacks is None else config.attacks)
+    further = [{"name": "relearn", "text": n} for n in subjects.sources if n not in SETS]
+    attacks = chosen([*DEFAULT, *further] if config.attacks is None else config.attacks)
     with opened(config) as run:
         watch, data = Stopwatch(), audit_data(config, subjects)
         attacks, left_out = _possible(attacks, data, explicit=config.attacks is not None)
@@ -122,18 +124,21 @@ def subjects_of(config: AuditConfig) -> Subjects:
         raise UserError(f"start: {config.run} is no run directory; name the model before it forgot")
     models = {AUDITED: config.run, START: start}
     suite = run.evaluate if run else None
-    oracle = config.oracle or (suite.oracle if suite else None)
+    oracle = config.oracle or getattr(suite, "oracle", None)
     if oracle is not None and (config.oracle or pathlib.Path(oracle).is_dir()):
         models[ORACLE] = oracle
-    forget = config.forget or (suite.forget if suite else None) or (run.forget if run else None)
+    forget = config.forget or getattr(suite, "forget", None) or (run.forget if run else None)
     if forget is None:
         raise UserError("forget: name the records that were to be forgotten")
     retain = config.retain or (run.retain if run else None)
+    refuse_names(config.further, "further")
     given = {
         "forget": forget,
         "retain": retain,
         "holdout": config.holdout,
         "unrelated": config.unrelated,
+        **(suite.relearn if isinstance(suite, BlurSuite) else {}),
+        **config.further,
     }
     return Subjects(
         models,
@@ -162,7 +167,8 @@ def audit_data(config: AuditConfig, subjects: Subjects) -> AuditData:
     if not sets.setdefault("retain", []):
         log.warning("no retain set: attacks that need one are left out")
     return AuditData(
-        **sets,
+        **{name: sets.pop(name) for name in SETS if name in sets},
+        further=sets,
         mesh=make_mesh(config.mesh),
         template=subjects.template,
         max_length=subjects.max_length or 512,

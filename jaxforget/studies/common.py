@@ -23,7 +23,7 @@ from jaxforget.data.tokenise import tokenise_cached
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, lock, open_run, write_config
-from jaxforget.engine.runtime import use_compile_cache
+from jaxforget.engine.runtime import keep_freed_memory, use_compile_cache
 from jaxforget.engine.train import Progress
 from jaxforget.engine.tree import Params
 from jaxforget.models import Compute
@@ -84,6 +84,7 @@ def opened(config: Any) -> Iterator[RunDirectory]:
             stack.enter_context(_logged(run))
 
         on_first(claim)
+        keep_freed_memory()
         use_compile_cache(run.cache / "programs")
         yield run
 

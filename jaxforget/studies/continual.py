@@ -42,6 +42,7 @@ from jaxforget.studies.common import (
     peak_bytes,
     tokens_of,
 )
+from jaxforget.studies.recovery import recovered_nll
 from jaxforget.studies.stream import Measure, Stream, Streamed, Task, read_looks, train_stream
 
 PER_RUN = (
@@ -138,7 +139,12 @@ def _one(config: ContinualConfig, events: Events) -> Result:
         events.stage("exporting the model")
         after = dataclasses.replace(lm, params=streamed.params)
         on_first(lambda: after.save_pretrained(run.model, dtype=config.export_dtype))
-        results = _results(config, stream, streamed, held, order)
+        recovered = None
+        if config.measure.recovery is not None and len(stream.tasks) > 1:
+            events.stage("training again on earlier tasks")
+            sets = [(train[place], held[place]) for place in order]
+            recovered = recovered_nll(after, sets[:-1], config, stream.mesh)
+        results = _results(config, stream, streamed, order, recovered)
         write_results(run, results)
         _page(run, [])
         return Result(streamed.params, results["metrics"], run)
@@ -341,8 +347,8 @@ def _results(
     config: ContinualConfig,
     stream: Stream,
     streamed: Streamed,
-    held: Sequence[TokenisedSet],
     order: Sequence[int],
+    recovered: Sequence[float] | None,
 ) -> dict[str, Any]:
     rows = _rows(stream)
     nll = np.asarray([row["nll"] for row in rows])
@@ -355,6 +361,8 @@ def _results(
     }
     looks = read_looks(stream.run)
     metrics = _metrics(nll) | _stability(looks, stream, config)
+    if recovered is not None:
+        metrics |= _regained(nll, recovered)
     return {
         "method": stream.strategy.name,
         "model": config.model or "scratch",
@@ -364,6 +372,7 @@ def _results(
         "matrix": matrix,
         "looks": looks,
         "ends": stream.ends,
+        "recovered_nll": recovered,
         "throughput": {
             "tokens_per_second": streamed.tokens_per_second,
             "step_ms": streamed.step_ms,
@@ -403,6 +412,16 @@ def _metrics(nll: np.ndarray) -> dict[str, float]:
     return found
 
 
+def _regained(nll: np.ndarray, recovered: Sequence[float]) -> dict[str, float]:
+    """Backward transfer as it would be after the few steps of recovery."""
+    own = [nll[i + 1, i] for i in range(len(recovered))]
+    change = float(np.mean(np.asarray(own) - np.asarray(recovered)))
+    return {
+        "recovered_nll": float(np.mean(recovered)),
+        "backward_transfer_after_recovery": change,
+    }
+
+
 def _stability(
     looks: Sequence[Mapping[str, Any]], stream: Stream, config: ContinualConfig
 ) -> dict[str, float]:
@@ -429,6 +448,8 @@ def _stability(
 def _compare(found: dict[str, dict[str, Any]], reference: str) -> None:
     for row in found.values():
         row["above_reference_nll"] = row["mean_nll"] - found[reference]["mean_nll"]
+        if "learned_nll" in row:
+            row["intransigence"] = row["learned_nll"] - found[reference]["mean_nll"]
 
 
 def _page(run: RunDirectory, labels: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxforget import config as configs
-from jaxforget.config import EvaluateConfig, SuiteConfig, suite_sources
+from jaxforget.config import EvaluateConfig, Suite, SuiteConfig, suite_sources
 from jaxforget.data.records import Record, variants
 from jaxforget.data.sources import load_records
 from jaxforget.engine.errors import UserError
@@ -19,6 +19,7 @@ from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.engine.tree import Params
 from jaxforget.evals import tofu
+from jaxforget.evals.suites.suite import Judged, SuiteResult
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies.common import (
     SILENT,
@@ -32,6 +33,7 @@ from jaxforget.studies.common import (
     opened,
     peak_bytes,
 )
+from jaxforget.studies.suites import READERS
 
 
 def evaluate(
@@ -66,10 +68,8 @@ def evaluate(
         return Result(None, results["metrics"], run)
 
 
-def read_suite(
-    suite: SuiteConfig, run: RunDirectory
-) -> tuple[dict[str, list[Record]], Mapping[str, Any] | None]:
-    """The suite's records by set, and the oracle's results where one is named.
+def read_suite(suite: Suite, run: RunDirectory) -> tuple[Any, Mapping[str, Any] | None]:
+    """The suite's data (for TOFU records by set), and the oracle's results where one is named.
 
     Every study calls it before it computes anything, so that hours of training do not end in a
     misspelt file name.
@@ -77,6 +77,10 @@ def read_suite(
     Raises:
       UserError: no set, a set that cannot be read, or an oracle that cannot be compared.
     """
+    if not isinstance(suite, SuiteConfig):
+        data = READERS[type(suite)].read(suite)
+        named = getattr(suite, "oracle", None)
+        return data, None if named is None else _evaluated(named, run)
     sources = suite_sources(suite)
     tofu.refuse_sets(sources.keys(), with_gradient_norms=suite.gradient_norms)
     sets = {name: load_records(source)[: suite.limit] for name, source in sources.items()}
@@ -105,7 +109,7 @@ def _check_comparable(forget: Sequence[Record], oracle: Mapping[str, Any]) -> No
 
 
 def run_suite(
-    suite: SuiteConfig,
+    suite: Suite,
     lm: LanguageModel,
     params: Params,
     config: Any,
@@ -124,24 +128,15 @@ def run_suite(
       events: told how far it is.
       place: where examples.jsonl is written; None: nowhere.
     """
-    sets, oracle = read_suite(suite, run)
+    data, oracle = read_suite(suite, run)
+    theirs = oracle["evaluation"]["rows"] if oracle else None
     mesh = make_mesh(config.mesh)
     placed = put(params, shardings(params, mesh)) if mesh.size > 1 else jax.device_put(params)
-    result = tofu.evaluate(
-        lm,
-        placed,
-        sets,
-        template=config.template,
-        max_length=longest(config, lm),
-        oracle=oracle["evaluation"]["rows"] if oracle else None,
-        generate=suite.generate,
-        max_new_tokens=suite.max_new_tokens,
-        batch_size=suite.batch_size,
-        utility_over=suite.utility_over,
-        with_gradient_norms=suite.gradient_norms,
-        peer_compat=suite.peer_compat,
-        counted=events.counted,
-    )
+    if isinstance(suite, SuiteConfig):
+        result = _tofu(suite, lm, placed, config, data, theirs, events)
+    else:
+        judged = Judged(lm, placed, config.template, longest(config, lm), events.counted)
+        result = READERS[type(suite)].evaluate(judged, data, suite, theirs)
     found = result.to_json()
     for name, value in found["metrics"].items():
         if value is not None and not math.isfinite(value):  # JSON has no infinity
@@ -153,18 +148,65 @@ def run_suite(
     return {**found, "oracle": oracle["metrics"]} if oracle else found
 
 
-def _load_oracle(given: str, run: RunDirectory) -> Mapping[str, Any]:
-    """Results of another run, checked to hold truth ratios of a forget set."""
+def _tofu(
+    suite: SuiteConfig,
+    lm: LanguageModel,
+    params: Params,
+    config: Any,
+    sets: Mapping[str, Sequence[Record]],
+    oracle: Mapping[str, Any] | None,
+    events: Events,
+) -> SuiteResult:
+    return tofu.evaluate(
+        lm,
+        params,
+        sets,
+        template=config.template,
+        max_length=longest(config, lm),
+        oracle=oracle,
+        generate=suite.generate,
+        max_new_tokens=suite.max_new_tokens,
+        batch_size=suite.batch_size,
+        utility_over=suite.utility_over,
+        with_gradient_norms=suite.gradient_norms,
+        peer_compat=suite.peer_compat,
+        counted=events.counted,
+    )
+
+
+def _results_file(given: str) -> pathlib.Path:
     path = pathlib.Path(given)
-    file = path / "results.json" if path.is_dir() else path
+    return path / "results.json" if path.is_dir() else path
+
+
+def _read_results(given: str, run: RunDirectory) -> Any:
+    """What another run wrote."""
+    file = _results_file(given)
     if file.absolute() == run.results:
         raise UserError(f"evaluate.oracle: {given} is this very run")
     try:
-        results = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except OSError as error:
         raise UserError(f"evaluate.oracle: {file}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"evaluate.oracle: {file} is damaged: {error}") from error
+
+
+def _evaluated(given: str, run: RunDirectory) -> Mapping[str, Any]:
+    """Results of another run, checked to hold an evaluation."""
+    results = _read_results(given, run)
+    try:
+        found = isinstance(results["evaluation"]["rows"], dict)
+    except (KeyError, TypeError):
+        found = False
+    if not found:
+        raise UserError(f"evaluate.oracle: {_results_file(given)} holds no evaluation")
+    return results
+
+
+def _load_oracle(given: str, run: RunDirectory) -> Mapping[str, Any]:
+    """Results of another run, checked to hold truth ratios of a forget set."""
+    results, file = _read_results(given, run), _results_file(given)
     try:
         forget = results["evaluation"]["rows"]["forget"]
         ratios, rows = forget["truth_ratio"], forget["row"]

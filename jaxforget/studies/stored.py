@@ -96,7 +96,7 @@ def stored_answers(
         if output.bias is not None:
             arrays["head_bias"] = np.asarray(output.bias, np.float32)
         if output.softcap is not None:
-            arrays["head_softcap"] = np.float64(output.softcap)
+            arrays["head_softcap"] = np.asarray(output.softcap, np.float64)
     arrays |= {"ids": ids} if ids is not None else {}
     arrays |= {"keys": keys} if keys is not None else {}
     buffer = io.BytesIO()

@@ -107,7 +107,7 @@ def test_a_truncated_copy_of_a_good_parquet_file_is_refused(refused, tmp_path):
     ("option", "says"),
     [
         ("columns={answer: reply}", ("columns.answer is 'reply'", "Allowed: answer")),
-        ("columns={reply: answer}", ("columns", "'prompt', 'answer' or 'text'")),
+        ("columns={reply: answer}", ("columns", "'prompt', 'answer', 'text'")),
         ("rows='2:9'", ("rows '2:9' is out of range", "4 rows")),
         ("rows='3:3'", ("rows '3:3' is out of range",)),
         ("format=csv", ("forget.format", "'json'")),

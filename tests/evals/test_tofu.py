@@ -10,6 +10,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from jaxforget.data.sources import DataSource, load_records
 from jaxforget.data.template import Template
 from jaxforget.data.tokenise import prompt_ids, tokenise
 from jaxforget.engine.errors import UserError
@@ -283,3 +284,22 @@ def test_unknown_and_empty_sets_are_refused(lm):
         tofu.evaluate(lm, lm.params, {"forgot": small.records()["forget"]}, **OPTIONS)
     with pytest.raises(UserError, match="evaluate.retain: the set is empty"):
         tofu.evaluate(lm, lm.params, {"retain": []}, **OPTIONS)
+
+
+def test_the_real_files_load_and_score(shared_data, lm):
+    folder = shared_data / "tofu"
+    files = {
+        "forget": "forget10_perturbed",
+        "retain": "retain_perturbed",
+        "real_authors": "real_authors_perturbed",
+        "world_facts": "world_facts_perturbed",
+        "holdout": "holdout10",
+    }
+    sets = {
+        name: load_records(DataSource(str(folder / f"{file}.json"))) for name, file in files.items()
+    }
+    assert [len(records) for records in sets.values()] == [400, 400, 100, 117, 400]
+    few = {name: records[:2] for name, records in sets.items()}
+    found = tofu.evaluate(lm, lm.params, few, **OPTIONS | {"max_length": 512})
+    assert found.metrics["model_utility"] is not None
+    assert found.reasons.keys() <= {"forget_quality", "mia_reference_auc", "privleak"}

@@ -183,7 +183,7 @@ def recipe_of(build=None):
 def test_a_registered_method_is_like_any_other(world, tmp_path, monkeypatch):
     monkeypatch.setattr(methods.catalogue, "_REGISTERED", {})
     methods.register("mine", recipe_of())
-    assert "mine" in methods.names() and "| mine | Mine |" in methods.markdown()
+    assert "mine" in methods.names() and "| mine | Mine |" in methods.markdown(methods.table())
     ours, _ = run(world, tmp_path / "a", {"name": "mine", "beta": 0.3})
     theirs, _ = run(world, tmp_path / "b", {"name": "npo", "beta": 0.3})
     pairs = zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True)

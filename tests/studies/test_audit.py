@@ -143,3 +143,27 @@ def test_attacks_without_their_data_are_told(forgotten, tmp_path):
 def test_a_wrong_configuration_is_refused(forgotten, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         audit(**{"run": forgotten, "run_dir": str(tmp_path / "audit"), **changes})
+
+
+def test_a_run_judged_by_blur_is_relearnt_from_its_texts(world, tmp_path):
+    data, run = world / "data", tmp_path / "run"
+    suite = {
+        "suite": "blur",
+        "forget": {"path": str(data / "forget.jsonl"), "rows": "0:2"},
+        "retain": {"path": str(data / "retain.jsonl"), "rows": "0:2"},
+        "relearn": {"nearly": {"path": str(data / "retain.jsonl"), "rows": "2:6"}},
+        "max_new_tokens": 2,
+    }
+    jf.unlearn(tiny.config(world, run, train={"steps": 1, "save_every": 0}, evaluate=suite))
+    quick = {"name": "relearn", "steps": 1, "learning_rates": [1e-3]}
+    found = audit(run, attacks=[{**quick, "text": "nearly"}, {**quick, "text": "hardly"}][:1])
+    assert list(found.metrics) == ["relearn(text=nearly, steps=1, learning_rates=(0.001,))"]
+    assert "examples of the nearly set" in results_of(found)["attacks"][0]["budget"]
+    with pytest.raises(UserError, match="needs hardly"):
+        audit(run, attacks=[{**quick, "text": "hardly"}], run_dir=str(tmp_path / "other"))
+    further = {"hardly": {"path": str(data / "world_facts.jsonl"), "rows": "0:4"}}
+    where = {"further": further, "run_dir": str(tmp_path / "more")}
+    more = audit(run, attacks=[{**quick, "text": "hardly"}], **where)
+    assert len(more.metrics) == 1
+    with pytest.raises(UserError, match="further: 'retain' must be one word"):
+        audit(run, further={"retain": further["hardly"]}, run_dir=str(tmp_path / "another"))

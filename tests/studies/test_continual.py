@@ -219,3 +219,23 @@ def test_tasks_are_ordered_by_likeness():
 def test_what_cannot_be_done_is_refused(world, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         continual(settings(world, tmp_path / "run", **changes))
+
+
+def test_recovery_is_training_on_an_earlier_task_from_the_last_model(world, tmp_path):
+    run = tmp_path / "run"
+    probe = {"limit": 6, "recovery": {"steps": 2, "learning_rate": 1e-3}}
+    result = continual(settings(world, run, measure=probe))
+    results = json.loads((run / "results.json").read_text())
+    nll = np.asarray(results["matrix"]["nll"])
+    recovered = results["recovered_nll"]
+    assert len(recovered) == 2 and all(a < b for a, b in zip(recovered, nll[-1], strict=False))
+    own = [nll[i + 1, i] for i in range(2)]
+    found = result.metrics["backward_transfer_after_recovery"]
+    assert found == pytest.approx(np.mean(np.subtract(own, recovered)))
+    assert found > result.metrics["backward_transfer"]
+    # the rate matters: with none to speak of, nothing comes back
+    still = tmp_path / "still"
+    probe = {"limit": 6, "recovery": {"steps": 2, "learning_rate": 1e-12}}
+    continual(settings(world, still, measure=probe))
+    results = json.loads((still / "results.json").read_text())
+    assert results["recovered_nll"] == pytest.approx(results["matrix"]["nll"][-1][:2], abs=1e-6)

@@ -10,6 +10,9 @@ from jax.sharding import Mesh
 from jaxforget.data.records import Record
 from jaxforget.data.template import Template
 
+SETS = ("forget", "retain", "holdout", "unrelated")
+"""Names of the texts that every audit knows; further ones are for relearning."""
+
 
 @dataclass(frozen=True)
 class AuditData:
@@ -20,6 +23,7 @@ class AuditData:
       retain: what it was to keep.
       holdout: of the forget set's kind, seen by no model; empty where there is none.
       unrelated: harmless text of another kind; empty where there is none.
+      further: more texts to relearn from, by name.
       template: how a record becomes text.
       max_length: most tokens of one example.
       batch_size: packed rows scored, or prompts generated, at a time.
@@ -33,6 +37,7 @@ class AuditData:
     mesh: Mesh
     holdout: Sequence[Record] = ()
     unrelated: Sequence[Record] = ()
+    further: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     template: Template = field(default_factory=Template)
     max_length: int = 512
     batch_size: int = 16
@@ -40,8 +45,10 @@ class AuditData:
     seed: int = 0
 
     def records(self, name: str) -> Sequence[Record]:
-        """One of the sets by name."""
-        return getattr(self, name)
+        """One of the sets by name, the four or a further one; empty where there is none."""
+        if name in SETS:
+            return getattr(self, name)
+        return self.further.get(name, ())
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,23 @@
 """Relearning: how fast does a little training bring back what was forgotten?"""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import jax
 import numpy as np
 from annotated_types import Ge, Gt
 
-from jaxforget.combiners import weighted_sum
-from jaxforget.data.batches import PairedBatches
 from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.mesh import put, put_rows, row_shards, shardings
-from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
-from jaxforget.engine.state import init_state
-from jaxforget.engine.train import compile_step
-from jaxforget.engine.tree import Params, merge
 from jaxforget.evals.attacks.attack import AuditData, Finding, halves, of_each
 from jaxforget.evals.attacks.known import known, tokens_of
-from jaxforget.loops import plain
-from jaxforget.models.lora import init_lora, merge_lora
-from jaxforget.objectives import nll_objective
+from jaxforget.evals.brief_training import brief_training
 
 log = logging.getLogger(__name__)
 
 LADDER = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-TARGETS = "layers/(attn/[qkvo]|mlp/(gate|up|down))"
 
 
 @dataclass(frozen=True)
@@ -37,14 +26,14 @@ class Relearn:
 
     Attributes:
       text: what is trained on: "forget", "half" (of the forget records; measured on the others),
-        "retain" (benign neighbours) or "unrelated".
+        "retain" (benign neighbours), "unrelated", or the name of a further text.
       steps: of training; measured after 0, 1, 2, 5, 10, 20, 50, .. of them and at the end.
       learning_rates: of AdamW, constant; all are tried, and the one that recovers most counts.
       batch_size: examples a step.
       rank: of the adapters trained; 0: all weights.
     """
 
-    text: Literal["forget", "half", "retain", "unrelated"] = "forget"
+    text: str = "forget"
     steps: Annotated[int, Ge(1)] = 50
     learning_rates: tuple[Annotated[float, Gt(0)], ...] = (1e-4, 1e-3)
     batch_size: Annotated[int, Ge(1)] = 4
@@ -92,7 +81,17 @@ def _recovery(
     rate: float,
 ) -> Finding:
     steps, probs, shares = [], [], []
-    for step, params in _training(lm, trained_on, data, settings, rate):
+    training = brief_training(
+        lm,
+        trained_on,
+        {each for each in LADDER if each < settings.steps} | {settings.steps},
+        learning_rate=rate,
+        batch_size=settings.batch_size,
+        mesh=data.mesh,
+        seed=data.seed,
+        rank=settings.rank,
+    )
+    for step, params in training:
         found = known(lm, params, measured, data)
         steps.append(float(step))
         probs.append(found.prob)
@@ -124,48 +123,3 @@ def _texts(data: AuditData, text: str) -> tuple[Sequence[Record], Sequence[Recor
     if len(data.forget) < 2:
         raise UserError("relearn: half of the forget set needs at least two records")
     return halves(data)
-
-
-def _training(
-    lm: Any, trained_on: TokenisedSet, data: AuditData, settings: Relearn, rate: float
-) -> Iterator[tuple[int, Params]]:
-    """(steps taken, all parameters) at every measured step, 0 and the last among them."""
-    spec, combiner = nll_objective(), weighted_sum({"nll": 1.0})
-    (role,) = spec.needs.roles
-    batches = PairedBatches(
-        {role: trained_on},
-        settings.batch_size,
-        data.seed,
-        row_multiple=row_shards(data.mesh),
-    ).plan(settings.steps)
-    config = OptimizerConfig(learning_rate=rate, schedule="constant")
-    optimizer = make_optimizer(config, settings.steps)
-    trained, frozen = _divided(lm, data, settings.rank)
-    placed = shardings(
-        jax.eval_shape(lambda p: init_state(p, optimizer, combiner), trained), data.mesh
-    )
-    state = jax.jit(lambda p: init_state(p, optimizer, combiner), out_shardings=placed)(
-        put(jax.tree.map(np.array, trained), placed.params)
-    )
-    step = compile_step(plain(lm.score, spec.objective, combiner, optimizer), data.mesh, placed)
-    measured = {each for each in LADDER if each < settings.steps} | {settings.steps}
-    yield 0, lm.params
-    with jax.set_mesh(data.mesh):
-        for done in range(1, settings.steps + 1):
-            batch = {role: put_rows(batches.at(done - 1)[0][role], data.mesh)}
-            state, metrics = step(state, frozen, batch, {})
-            if done not in measured:
-                continue
-            if metrics["skipped"] > 0:
-                raise FloatingPointError(f"a loss or gradient was not finite by step {done}")
-            yield done, merge_lora(merge(frozen, state.params))
-
-
-def _divided(lm: Any, data: AuditData, rank: int) -> tuple[Params, Params]:
-    """(trained leaves, frozen leaves), the latter on the devices."""
-    trained, frozen = lm.params, {}
-    if rank:
-        key = jax.random.key(data.seed)
-        trained, extra = init_lora(key, lm.params, rank=rank, alpha=2.0 * rank, targets=TARGETS)
-        frozen = merge(lm.params, extra)
-    return trained, put(frozen, shardings(frozen, data.mesh))

@@ -1,0 +1,43 @@
+"""What is asked of the machine holds, and can be forbidden."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource
+import jax, jax.numpy as jnp
+from jaxforget.engine.runtime import keep_freed_memory
+jax.config.update("jax_platforms", "cpu")
+kept = keep_freed_memory()
+program = jax.jit(lambda x: x + 1.0)
+x = jnp.zeros((2048, 2048))
+for _ in range(20):
+    program(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    program(x).block_until_ready()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_memory_that_programs_free_is_kept_unless_forbidden():
+    """Pages of a 16 MiB result are touched anew at every call, or only at the first."""
+    found = {}
+    for setting in ("1", "0"):
+        environment = {**os.environ, "JAXFORGET_KEEP_MEMORY": setting}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        kept, faults = done.stdout.split()
+        found[setting] = kept == "True", int(faults)
+    assert found["1"][0] and not found["0"][0]
+    assert found["1"][1] < 0.5 * found["0"][1]
