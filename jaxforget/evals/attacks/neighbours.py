@@ -61,7 +61,14 @@ def nearest_tokens(lm: Any, ids: np.ndarray, count: int) -> np.ndarray:
 
 
 def neighbourhood(
-    lm: Any, tokenised: TokenisedSet, *, variants: int, rate: float, nearest: int, seed: int
+    lm: Any,
+    tokenised: TokenisedSet,
+    *,
+    variants: int,
+    rate: float,
+    nearest: int,
+    seed: int,
+    keep: bool = False,
 ) -> Neighbourhood:
     """Variants of every example.
 
@@ -76,6 +83,7 @@ def neighbourhood(
       rate: in [0, 1].
       nearest: farthest neighbour taken, >= 1.
       seed: of the draws.
+      keep: labelled targets stay as they are, and only what the model reads changes.
     """
     ids, place = np.unique(tokenised.targets, return_inverse=True)
     near = nearest_tokens(lm, ids, nearest)[place]  # [N, nearest]
@@ -85,17 +93,19 @@ def neighbourhood(
     rank = 1 + np.arange(variants, dtype=np.int64) % nearest
     edits = np.where(chosen, near[:, rank - 1].T, tokenised.targets)
     return Neighbourhood(
-        _texts(tokenised, np.concatenate([tokenised.targets[None], edits])),
+        _texts(tokenised, np.concatenate([tokenised.targets[None], edits]), keep),
         np.add.reduceat(chosen, tokenised.offsets[:-1], axis=1) / tokenised.lengths,
         rank,
     )
 
 
-def _texts(tokenised: TokenisedSet, targets: np.ndarray) -> TokenisedSet:
+def _texts(tokenised: TokenisedSet, targets: np.ndarray, keep: bool) -> TokenisedSet:
     """The set once for each row of targets `[R, N]`, whose inputs follow from them."""
     tokens = np.roll(targets, 1, axis=1)
     firsts = tokenised.offsets[:-1]
     tokens[:, firsts] = tokenised.tokens[firsts]
+    if keep:
+        targets = np.where(tokenised.mask, tokenised.targets, targets)
     copies = len(targets)
     starts = np.arange(copies)[:, None] * tokenised.offsets[-1] + tokenised.offsets[None, 1:]
     return dataclasses.replace(

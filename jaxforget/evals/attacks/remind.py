@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -25,6 +25,8 @@ class Remind:
     Attributes:
       variants: of every record.
       rate: share of the tokens that a variant replaces, in [0, 1].
+      targets: "changed": a variant is a text of its own, and its loss that of its own answer;
+        "kept": the loss of the true answer behind a changed text.
       nearest: a token's neighbours that take its place: this many, of the whole vocabulary.
       folds: of the cross-validation; at most as many as the smaller set has records.
       penalty: weight of the squared norm in the logistic regression.
@@ -32,6 +34,7 @@ class Remind:
 
     variants: Annotated[int, Ge(1)] = 32
     rate: Annotated[float, Ge(0), Le(1)] = 0.15
+    targets: Literal["changed", "kept"] = "changed"
     nearest: Annotated[int, Ge(1)] = 5
     folds: Annotated[int, Ge(2)] = 5
     penalty: Annotated[float, Gt(0)] = 1.0
@@ -63,25 +66,33 @@ def remind(lm: Any, data: AuditData, settings: Remind) -> Finding:
       settings: see `Remind`.
     Returns:
       `known` is 2 AUC - 1, not below 0; scores `auc` with its interval and `loss_auc` with its
-      own, which the same classifier reaches with the loss of the record itself; `steepness` of
-      either set, the mean of |rise| over the share of tokens replaced. Curves `roc` and
+      own, which the same classifier reaches with the loss of the record itself, and `joint_auc`
+      with its own, with the landscape and the loss together; `steepness_forget` and
+      `steepness_holdout`, the mean of |rise| over the share of tokens replaced. Curves `roc` and
       `landscape_forget`, `landscape_holdout`: the rise (nats) that a share x of a record's
       variants stays below, mean over the records.
     Source: REMIND (arXiv 2511.04228): neighbours by cosine of the input embeddings. Not published
-      and chosen here: `variants`, `rate`, `nearest`, the `features`, which leave the record's own
+      and chosen here: `variants`, `rate`, `targets`, `nearest`, the `features`, which leave the record's own
       loss out so that nothing but the landscape counts, and a logistic regression, by
       cross-validation over records. The paper's third class, retained records, is left out.
     """
     forget, holdout = (_landscape(lm, each, data, settings) for each in (data.forget, data.holdout))
-    around = told(features(forget), features(holdout), settings, data.seed)
-    at = told(forget.loss[:, None], holdout.loss[:, None], settings, data.seed)
+    shapes, heights = ([read(each) for each in (forget, holdout)] for read in (features, _height))
+    both = [np.concatenate(pair, axis=1) for pair in zip(shapes, heights, strict=True)]
+    around, at, joint = (
+        told(one, other, settings, data.seed) for one, other in (shapes, heights, both)
+    )
     areas = area_scores(*around, seed=data.seed)
-    single = {f"loss_{key}": value for key, value in area_scores(*at, seed=data.seed).items()}
+    others = {
+        f"{name}_{key}": value
+        for name, pair in (("loss", at), ("joint", joint))
+        for key, value in area_scores(*pair, seed=data.seed).items()
+    }
     return Finding(
         known=max(0.0, 2 * areas["auc"] - 1),
         scores={
             **areas,
-            **single,
+            **others,
             "steepness_forget": float(_steepness(forget).mean()),
             "steepness_holdout": float(_steepness(holdout).mean()),
         },
@@ -101,6 +112,7 @@ def _landscape(lm: Any, records: Sequence[Record], data: AuditData, settings: Re
         rate=settings.rate,
         nearest=settings.nearest,
         seed=data.seed,
+        keep=settings.targets == "kept",
     )
     nll = known(lm, lm.params, near.tokenised, data).nll.reshape(-1, len(records))
     # a variant without a replacement is the record itself, however it was packed
@@ -122,6 +134,11 @@ def features(found: Landscape) -> np.ndarray:
     summary += [rise.max(0), (rise < 0).mean(0), _steepness(found)]
     by_rank = [rise[found.rank == rank].mean(0) for rank in np.unique(found.rank)]
     return np.stack([*summary, *by_rank], axis=1)
+
+
+def _height(found: Landscape) -> np.ndarray:
+    """The records' own losses, `[n, 1]`."""
+    return found.loss[:, None]
 
 
 def _steepness(found: Landscape) -> np.ndarray:

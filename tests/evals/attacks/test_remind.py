@@ -64,6 +64,20 @@ def test_variants_differ_where_they_were_edited_and_inputs_follow_targets():
     assert 0.2 < near.edited.mean() < 0.35
 
 
+def test_variants_may_keep_what_is_to_be_said():
+    lm = small.model()
+    tokenised = tokens_of(lm, data().forget, data())
+    choice = {"variants": 3, "rate": 0.5, "nearest": 2, "seed": 0}
+    one, other = (
+        neighbourhood(lm, tokenised, **choice, keep=keep).tokenised for keep in (False, True)
+    )
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    true = np.tile(tokenised.targets, 4)
+    assert (other.targets[other.mask] == true[other.mask]).all()
+    assert (one.targets[one.mask] != true[one.mask]).any()
+    np.testing.assert_array_equal(one.targets[~one.mask], other.targets[~other.mask])
+
+
 def test_the_landscape_is_the_loss_of_every_variant():
     lm, audited = knowing(), data(batch_size=3)
     found = _landscape(lm, audited.forget, audited, FEW)
@@ -88,7 +102,8 @@ def test_without_replacements_nothing_can_be_told():
     found = remind(knowing(), audited, dataclasses.replace(FEW, rate=0.0))
     assert found.known == 0 and found.scores["auc"] == 0.5
     assert all(rise == 0 for _, rise in found.curves["landscape_forget"])
-    assert found.scores["loss_auc"] == 1  # though the loss itself tells everything
+    # though the loss itself tells everything
+    assert found.scores["loss_auc"] == found.scores["joint_auc"] == 1
 
 
 def test_labels_by_lot_are_not_told_and_true_ones_are():
