@@ -72,9 +72,9 @@ def remind(lm: Any, data: AuditData, settings: Remind) -> Finding:
       `landscape_forget`, `landscape_holdout`: the rise (nats) that a share x of a record's
       variants stays below, mean over the records.
     Source: REMIND (arXiv 2511.04228): neighbours by cosine of the input embeddings. Not published
-      and chosen here: `variants`, `rate`, `targets`, `nearest`, the `features`, which leave the record's own
-      loss out so that nothing but the landscape counts, and a logistic regression, by
-      cross-validation over records. The paper's third class, retained records, is left out.
+      and chosen here: `variants`, `rate`, `targets`, `nearest`, the `features`, which leave the
+      record's own loss out so that nothing but the landscape counts, and a logistic regression,
+      by cross-validation over records. The paper's third class, retained records, is left out.
     """
     forget, holdout = (_landscape(lm, each, data, settings) for each in (data.forget, data.holdout))
     shapes, heights = ([read(each) for each in (forget, holdout)] for read in (features, _height))
