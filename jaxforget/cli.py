@@ -168,25 +168,22 @@ def sweep(
 @app.command()
 def audit(
     run: Annotated[
-        pathlib.Path,
+        pathlib.Path | None,
         typer.Argument(help="Run directory of an unlearning, or a YAML configuration."),
-    ],
+    ] = None,
     overrides: Overrides = None,
+    meta: Annotated[
+        bool,
+        typer.Option("--meta", help="Judge the metrics instead, on models trained for it."),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Attack a model that is said to have forgotten, beside the one before and an oracle."""
     with _errors(debug, quiet):
-        from jaxforget import config as configs
-        from jaxforget.studies import audit as study
-        from jaxforget.studies.audit import summary
-
         given = list(overrides or ())
-        if run.is_dir():
-            settings = configs.load(configs.AuditConfig, None, [f"run={run}", *given])
-        else:
-            settings = configs.load(configs.AuditConfig, run, given)
+        study, settings, told = (_metrics_to_judge if meta else _model_to_audit)(run, given)
         _start_processes()
         with _console(quiet or as_json) as events:
             result = study(settings, events)
@@ -195,10 +192,35 @@ def audit(
             return
         from jaxforget.report.tables import plain_table
 
-        verdict, rows = summary(result.run_dir)
+        verdict, rows = told(result.run_dir)
         _rich().print(plain_table(rows))
         typer.echo(verdict)
         typer.echo(f"report: {result.run_dir.report}")
+
+
+def _model_to_audit(run: pathlib.Path | None, overrides: list[str]) -> tuple[Any, Any, Any]:
+    """(the study, its settings, what sums it up)."""
+    from jaxforget import config as configs
+    from jaxforget.engine.errors import UserError
+    from jaxforget.studies.audit import audit as study
+    from jaxforget.studies.audit import summary
+
+    if run is None:
+        raise UserError("RUN: name the run directory of an unlearning, or a configuration")
+    if run.is_dir():
+        run, overrides = None, [f"run={run}", *overrides]
+    return study, configs.load(configs.AuditConfig, run, overrides), summary
+
+
+def _metrics_to_judge(file: pathlib.Path | None, overrides: list[str]) -> tuple[Any, Any, Any]:
+    """The same of `--meta`, whose configuration may be left out."""
+    from jaxforget import config as configs
+    from jaxforget.studies.meta import meta, summary
+    from jaxforget.studies.meta_plan import MetaConfig
+
+    if file is not None and "=" in str(file) and not file.exists():
+        file, overrides = None, [str(file), *overrides]  # it is an override
+    return meta, configs.load(MetaConfig, file, overrides), summary
 
 
 @app.command()

@@ -72,6 +72,8 @@ def score_answers(
     max_length: int,
     *,
     alone: Sequence[str] = (),
+    rows: int = 8,
+    put: Callable[[Any], Any] | None = None,
     counted: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Scored:
     """Score the answers, their paraphrases and the wrong answers of all sets.
@@ -83,6 +85,7 @@ def score_answers(
       template: how a question and an answer become text.
       max_length: most tokens of one example.
       alone: sets of which only the answers themselves are scored.
+      rows, put: see `score_set`.
       counted: told (what, done, total).
     Raises:
       UserError: plain text longer than `max_length`, or columns that only some records have.
@@ -113,8 +116,10 @@ def score_answers(
         lm.score,
         params,
         tokenised,
+        rows=rows,
         stats=True,
         share_prompts=True,
+        put=put,
         counted=lambda done, total: counted("scoring", done, total),
     )
     last = tokenised.targets[tokenised.offsets[1:] - 1]

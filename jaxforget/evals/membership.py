@@ -46,7 +46,9 @@ def membership(
     Raises:
       UserError: an oracle that was evaluated on other rows of the holdout set.
     """
-    sides = {name: _attacks(scored, name, peer_compat) for name in (members, others)}
+    sides = {
+        name: attack_scores(scored, name, peer_compat=peer_compat) for name in (members, others)
+    }
     for name, found in sides.items():
         if norms is not None:
             found["mia_gradient_norm"] = privacy.mia_gradient_norm(norms[name])
@@ -68,7 +70,16 @@ def membership(
     return Part(areas=areas, values=values, reasons=reasons, rows=sides)
 
 
-def _attacks(scored: Scored, name: str, peer_compat: bool) -> dict[str, np.ndarray]:
+def attack_scores(scored: Scored, name: str, *, peer_compat: bool = False) -> dict[str, np.ndarray]:
+    """What the attacks that need nothing but the pass say of one set.
+
+    Args:
+      scored: the pass.
+      name: of the set, whose true answers count.
+      peer_compat: see `membership`.
+    Returns:
+      float64 `[n]` by attack, "mia_loss" and so on; higher is more like a member.
+    """
     columns, offsets = scored.columns(name)
     part = scored.answers[name].correct
     nll, ended = scored.nll[part], True if peer_compat else scored.ended[part]

@@ -72,7 +72,7 @@ def score_set(
       tokenised: the set.
       rows: packed rows scored at a time; where the parameters are divided over devices, a multiple
         of what divides rows is taken.
-      length: tokens of a packed row; None: the longest example, at least 256, rounded up to 64.
+      length: tokens of a packed row; None: see `packed_length`.
       stats: also hit, mean and second moment of each target.
       hidden: also final hidden states.
       residual: also the output of this layer, counted from 0, negative from the last.
@@ -89,9 +89,7 @@ def score_set(
     if share_prompts:
         batches = pack_shared(tokenised, rows=rows, length=length or row_length(tokenised))
     else:
-        longest = int(tokenised.lengths.max())
-        length = length or max(256, -(-longest // _MULTIPLE) * _MULTIPLE)
-        batches = pack_all(tokenised, rows=rows, length=length)
+        batches = pack_all(tokenised, rows=rows, length=length or packed_length(tokenised))
     names = _wanted(stats, hidden, residual is not None, values is not None)
     run = _compiled(score, names, stats, residual, values)
     tables: dict[str, np.ndarray] = {}
@@ -107,6 +105,12 @@ def score_set(
     if pending is not None:
         _unpack(tokenised, *pending, tables)
     return TokenTable(offsets=tokenised.label_offsets, **tables)
+
+
+def packed_length(tokenised: TokenisedSet) -> int:
+    """Tokens of a packed row: the longest example, at least 256, rounded up to 64."""
+    longest = int(tokenised.lengths.max())
+    return max(256, -(-longest // _MULTIPLE) * _MULTIPLE)
 
 
 def _wanted(stats: bool, hidden: bool, residual: bool, values: bool) -> tuple[str, ...]:

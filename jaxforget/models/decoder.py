@@ -237,7 +237,7 @@ def score(
         inside = inside._replace(values=_first_values(inside.values, batch, values[1]))
     targets, mask, segments = batch.targets, batch.mask, batch.segments
     if batch.max_targets is not None:
-        slots = _labelled(mask, batch.max_targets)
+        slots = labelled_slots(mask, batch.max_targets)
         targets, mask, segments = (
             jnp.take_along_axis(column, slots, axis=1) for column in (targets, mask, segments)
         )
@@ -291,7 +291,7 @@ def _first_values(norms: Array | None, batch: TokenBatch, positions: int) -> Arr
     return jnp.concatenate(found, axis=-1)
 
 
-def _labelled(mask: Array, count: int) -> Array:
+def labelled_slots(mask: Array, count: int) -> Array:
     """Positions of the labelled slots of every row, in order, then of others: int32 [B, count]."""
     if count > mask.shape[1]:
         raise ValueError(f"max_targets {count} exceeds the row length {mask.shape[1]}")

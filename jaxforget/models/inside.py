@@ -25,27 +25,32 @@ class Look:
       mlp_inner: layer of which the input of `mlp/down` is wanted, or None.
       push: see `Push`, or None.
       values: first layers of which the norms of attention's values are wanted; 0: none.
+      every: what is wanted of the residual stream `[B, L, D]` behind every layer, before any push:
+        a function to arrays, or None.
     """
 
     residual: int | None = None
     mlp_inner: int | None = None
     push: Push | None = None
     values: int = 0
+    every: Callable[[Array], Any] | None = None
 
 
 NOTHING = Look()
 
 
 class Inside(NamedTuple):
-    """What was asked for: `[B, L, D]`, `[B, L, F]` and `[B, L, n]`, or None; see `Look`."""
+    """What was asked for: `[B, L, D]`, `[B, L, F]`, `[B, L, n]`, and what `every` gives with the
+    layers on axis 0; or None. See `Look`."""
 
     residual: Array | None
     mlp_inner: Array | None
     values: Array | None
+    every: Any = None
 
 
 def run_layers(
-    body: Body, x: Array, stack: Any, count: int, look: Look, remat: Callable[[Body], Body]
+    body: Body, x: Array, stack: Any, count: int, look: Look, remat: Callable[[Any], Any]
 ) -> tuple[Array, Inside]:
     """All layers in turn, in scans that end where one is looked into or pushed.
 
@@ -63,21 +68,24 @@ def run_layers(
     """
 
     def scan(x: Array, start: int, stop: int, *, looking: bool = False) -> tuple[Array, Any]:
-        def one(x: Array, layer: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
+        def one(x: Array, layer: Any) -> tuple[Array, tuple[Array | None, Array | None, Any]]:
             x, (inner, norms) = body(x, layer)
-            return x, (inner if looking else None, norms if look.values else None)
+            seen = None if look.every is None else look.every(x)
+            return x, (inner if looking else None, norms if look.values else None, seen)
 
         whole = stop - start == count
         part = stack if whole else jax.tree.map(lambda leaf: leaf[start:stop], stack)
         if start == stop:
             return x, None
-        x, (inner, norms) = jax.lax.scan(remat(one), x, part)
+        x, (inner, norms, seen) = jax.lax.scan(remat(one), x, part)
         parts.append(norms)
+        told.append(seen)
         return x, inner
 
     wanted = look.residual, look.mlp_inner, None if look.push is None else look.push.layer
     out, into, pushed = (None if each is None else layer_index(each, count) for each in wanted)
     parts: list[Array | None] = []
+    told: list[Any] = []
     states = inner = None
     done = 0
     for layer in sorted({each for each in (out, into, pushed) if each is not None}):
@@ -94,7 +102,10 @@ def run_layers(
     if look.values:
         found = jnp.concatenate([each for each in parts if each is not None])
         norms = jnp.moveaxis(found[: look.values], 0, -1)
-    return x, Inside(states, inner, norms)
+    every = None
+    if look.every is not None:
+        every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *told)
+    return x, Inside(states, inner, norms, every)
 
 
 def _pushed(x: Array, push: Push) -> Array:

@@ -6,6 +6,12 @@ from typing import Any
 from jaxforget.report.plots import COLOURS, INK, new_figure, svg_of
 
 SHADE = {"start": COLOURS[1], "audited": COLOURS[0], "oracle": COLOURS[2]}
+SIDES = {"forget": "-", "holdout": "--"}
+DOTTED = 16  # points of a curve up to which each has its dot
+AXES = {
+    "roc": ("false positive rate", "true positive rate"),
+    "landscape": ("share of a record's variants", "loss above the record's, nats"),
+}
 
 
 def dots(attacks: Sequence[Mapping[str, Any]]) -> str:
@@ -30,19 +36,39 @@ def dots(attacks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def curves_of(attack: Mapping[str, Any]) -> list[str]:
-    """One figure a curve that the attack has, every model in it."""
+    """One figure a curve that the attack has, every model in it.
+
+    Curves whose names differ only in `_forget` and `_holdout` at the end share one.
+    """
     names = list(dict.fromkeys(name for each in attack["curves"].values() for name in each))
-    return [_curve(attack, name) for name in names]
+    groups: dict[str, dict[str, str]] = {}  # title -> what a line is of -> curve
+    for name in names:
+        title, _, side = name.rpartition("_")
+        pair = side in SIDES and all(f"{title}_{each}" in names for each in SIDES)
+        groups.setdefault(title if pair else name, {})[side if pair else ""] = name
+    return [_curve(attack, title, lines) for title, lines in groups.items()]
 
 
-def _curve(attack: Mapping[str, Any], name: str) -> str:
+def _curve(attack: Mapping[str, Any], title: str, lines: Mapping[str, str]) -> str:
     figure, axes = new_figure(4.6, 2.8)
     for model, curves in attack["curves"].items():
-        if name in curves:
+        for side, name in lines.items():
+            if name not in curves:
+                continue
             x, y = zip(*curves[name], strict=True)
             axes.plot(
-                x, y, marker="o", markersize=3, linewidth=1.5, label=model, color=SHADE[model]
+                x,
+                y,
+                marker="o" if len(x) <= DOTTED else "",
+                markersize=3,
+                linewidth=1.5,
+                linestyle=SIDES.get(side, "-"),
+                label=f"{model}, {side}" if side else model,
+                color=SHADE[model],
             )
-    axes.set_title(f"{attack['label']}: {name.replace('_', ' ')}", fontsize=9, color=INK)
+    x_label, y_label = AXES.get(title, ("", ""))
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.set_title(f"{attack['label']}: {title.replace('_', ' ')}", fontsize=9, color=INK)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    return svg_of(figure, f"audit-{attack['label']}-{name}")
+    return svg_of(figure, f"audit-{attack['label']}-{title}")

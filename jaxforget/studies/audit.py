@@ -188,7 +188,7 @@ def _possible(
     lacking = {label: missing(attack, settings, data) for label, attack, settings in attacks}
     left_out = [f"{label} (needs {', '.join(names)})" for label, names in lacking.items() if names]
     if explicit and left_out:
-        raise UserError(f"attacks: {'; '.join(left_out)}. Name these sets.")
+        raise UserError(f"attacks: {'; '.join(left_out)}. Give what they need.")
     return [each for each in attacks if not lacking[each[0]]], left_out
 
 

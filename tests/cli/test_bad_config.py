@@ -135,6 +135,19 @@ def test_a_command_line_that_cannot_be_meant_is_refused_with_its_usage(words, sa
         assert part in got.err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["audit"], ("RUN", "run directory")),
+        (["audit", "--meta", "run_dir=runs/meta", "modles=2"], ("modles: no such key", "'models'")),
+        (["audit", "--meta", "models=1"], ("models", "greater than or equal to 2")),
+        (["audit", "--meta", "no.yaml", "models=2"], ("no.yaml", "No such file")),
+    ],
+)
+def test_an_audit_of_nothing_or_of_metrics_by_a_wrong_configuration_is_refused(words, says, cli):
+    check_refusal(cli(*words), says)
+
+
 def test_a_refusal_is_one_message_whatever_else_is_asked_for(cli, world, tmp_path):
     for more in (["--quiet"], ["--json"], ["-q", "--json"]):
         got = cli("unlearn", world.config("unlearn"), f"run_dir={tmp_path}", "model=none/x", *more)

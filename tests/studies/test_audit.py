@@ -57,6 +57,21 @@ def test_an_audit_compares_with_the_model_before_and_an_oracle(world, forgotten,
     assert found["weights"]["all"]["distance"] > 0
 
 
+def test_the_page_shows_the_landscape_of_the_loss(world, forgotten, tmp_path):
+    found = audit(
+        forgotten,
+        run_dir=str(tmp_path / "audit"),
+        holdout=str(world / "data" / "retain.jsonl"),
+        attacks=["membership", {"name": "remind", "variants": 4, "folds": 2}],
+    )
+    page = found.run_dir.report.read_text()
+    for words in ("landscape", "audited, forget", "start, holdout", "false positive rate"):
+        assert words in page
+    (one, two) = results_of(found)["attacks"]
+    assert "auc_low" in one["scores"]["audited"] and "loss_auc" in two["scores"]["start"]
+    assert page.count("<svg") >= 3  # two curves of the error rates, one landscape
+
+
 def test_findings_are_kept_and_attacks_can_be_added(forgotten, tmp_path, monkeypatch):
     place = {"run_dir": str(tmp_path / "audit")}
     first = audit(forgotten, **place, attacks=["ask"])

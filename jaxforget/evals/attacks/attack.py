@@ -76,6 +76,16 @@ type Run = Callable[[Any, AuditData, Any], Finding]
 """(model, data, the attack's settings) -> what it found."""
 
 
+def nothing(data: AuditData, settings: Any) -> Sequence[str]:
+    """What an attack lacks that needs no more than its sets."""
+    return ()
+
+
+def prompted(data: AuditData, settings: Any) -> Sequence[str]:
+    """What an attack on questions lacks where some record is plain text."""
+    return () if all(record.prompt for record in data.forget) else ("a prompt in every record",)
+
+
 @dataclass(frozen=True)
 class Attack:
     """One entry of the audit.
@@ -89,6 +99,7 @@ class Attack:
       measures: what `Finding.known` is.
       source: paper, or where the protocol is from.
       needs: sets of `AuditData` without which it cannot run, besides the forget set.
+      lacks: (data, settings) -> what else it needs and the data do not have, in words.
     """
 
     title: str
@@ -99,9 +110,24 @@ class Attack:
     measures: str
     source: str
     needs: tuple[str, ...] = ()
+    lacks: Callable[[AuditData, Any], Sequence[str]] = nothing
 
 
 def of_each(values: np.ndarray, **more: Any) -> Finding:
     """A finding whose `known` is the mean over the forget records."""
     values = np.asarray(values, np.float64)
     return Finding(known=float(values.mean()), each=values, **more)
+
+
+def partners(data: AuditData) -> list[Record]:
+    """A retain record for every forget record, drawn by the seed; again where there are fewer."""
+    order = np.random.default_rng(data.seed).permutation(len(data.retain))
+    return [data.retain[int(i)] for i in np.resize(order, len(data.forget))]
+
+
+def halves(data: AuditData) -> tuple[list[Record], list[Record]]:
+    """The forget records in two parts by the seed: to attack with, and to measure on."""
+    order = np.random.default_rng(data.seed).permutation(len(data.forget))
+    parts = [sorted(map(int, ids)) for ids in np.split(order, [len(order) // 2])]
+    first, second = ([data.forget[i] for i in ids] for ids in parts)
+    return first, second

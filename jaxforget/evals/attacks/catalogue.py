@@ -7,24 +7,130 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jaxforget.engine.errors import UserError, did_you_mean
-from jaxforget.evals.attacks import plain, quantise, relearn
-from jaxforget.evals.attacks.attack import Attack
+from jaxforget.evals.attacks import (
+    in_context,
+    logit_lens,
+    membership,
+    plain,
+    probe,
+    prompts,
+    quantise,
+    relearn,
+    remind,
+    sampling,
+    steering,
+    trigger,
+)
+from jaxforget.evals.attacks.attack import Attack, prompted
 
-WEIGHTS = "holds the weights and may train them"
+ASKS = "may ask and read probabilities"
+HOLDS = "holds the weights"
+WEIGHTS = f"{HOLDS} and may train them"
 
 ATTACKS: Mapping[str, Attack] = {
     "ask": Attack(
         title="Asking",
-        threat="may ask and read probabilities",
+        threat=ASKS,
         settings=plain.Ask,
         run=plain.ask,
         budget=plain.budget,
         measures="probability of the answers to forget",
         source="TOFU (arXiv 2401.06121)",
     ),
+    "prompts": Attack(
+        title="Other prompts",
+        threat=ASKS,
+        settings=prompts.Prompts,
+        run=prompts.ask_otherwise,
+        budget=prompts.budget,
+        measures="probability of the answers to forget behind the best wording of each question",
+        source="BLUR (arXiv 2506.15699) for combined questions; wordings of its own",
+        lacks=prompts.lacks,
+    ),
+    "in_context": Attack(
+        title="Relearning in context",
+        threat=f"{ASKS}; holds other records of the forget set",
+        settings=in_context.InContext,
+        run=in_context.in_context,
+        budget=in_context.budget,
+        measures="probability of the answers to forget behind other forgotten examples",
+        source="Shumailov et al. 2024 (arXiv 2407.00106)",
+        lacks=in_context.lacks,
+    ),
+    "sampling": Attack(
+        title="Sampling",
+        threat="may ask often",
+        settings=sampling.Sampling,
+        run=sampling.sample,
+        budget=sampling.budget,
+        measures="ROUGE-L recall of the best of the sampled answers",
+        source="leak@k (arXiv 2511.04934)",
+        lacks=prompted,
+    ),
+    "logit_lens": Attack(
+        title="Logit lens",
+        threat=HOLDS,
+        settings=logit_lens.LogitLens,
+        run=logit_lens.logit_lens,
+        budget=logit_lens.budget,
+        measures="probability of each answer to forget, read in the best layer",
+        source="Patil et al. 2023 (arXiv 2309.17410)",
+    ),
+    "probe": Attack(
+        title="Linear probes",
+        threat=f"{HOLDS} and some of the answers",
+        settings=probe.Probe,
+        run=probe.probe,
+        budget=probe.budget,
+        measures="accuracy above chance, 0 to 1, of true against wrong answers in the best layer",
+        source="Unforgettable Generalization (arXiv 2409.02228)",
+        lacks=probe.lacks,
+    ),
+    "steering": Attack(
+        title="Activation steering",
+        threat=HOLDS,
+        settings=steering.Steering,
+        run=steering.steer,
+        budget=steering.budget,
+        measures="probability of the answers to forget at the best layer and strength",
+        source="Rimsky et al. 2023 (arXiv 2312.06681)",
+        needs=("retain",),
+    ),
+    "trigger": Attack(
+        title="Search for a trigger",
+        threat=f"{HOLDS} and half of the answers",
+        settings=trigger.TriggerSearch,
+        run=trigger.search,
+        budget=trigger.budget,
+        measures="probability of the other half of the answers behind the trigger that is found",
+        source="Zou et al. 2023 (arXiv 2307.15043); place as in arXiv 2510.17021",
+        lacks=trigger.lacks,
+    ),
+    "membership": Attack(
+        title="Membership inference",
+        threat=f"{ASKS}; holds text of the forget set's kind that nobody trained on",
+        settings=membership.Membership,
+        run=membership.infer,
+        budget=membership.budget,
+        measures="|2 AUC - 1| of forget against holdout, of the attack that tells them apart best",
+        source="MUSE (arXiv 2407.06460), Min-K%++ (arXiv 2404.02936)",
+        needs=("holdout",),
+        lacks=membership.lacks,
+    ),
+    "remind": Attack(
+        title="Landscape of the loss",
+        threat=f"{ASKS}; holds some of the forget set and text of its kind nobody trained on",
+        settings=remind.Remind,
+        run=remind.remind,
+        budget=remind.budget,
+        measures="2 AUC - 1 of forget against holdout by how the loss changes around a record",
+        source="REMIND (arXiv 2511.04228)",
+        needs=("holdout",),
+        lacks=remind.lacks,
+    ),
     "quantise": Attack(
         title="Quantisation",
-        threat="holds the weights",
+        threat=HOLDS,
         settings=quantise.Quantise,
         run=quantise.quantise,
         budget=quantise.budget,
@@ -45,6 +151,14 @@ ATTACKS: Mapping[str, Attack] = {
 
 DEFAULT: Sequence[Mapping[str, Any]] = (
     {"name": "ask"},
+    {"name": "prompts", "kind": "prefix"},
+    {"name": "in_context"},
+    {"name": "sampling"},
+    {"name": "logit_lens"},
+    {"name": "probe"},
+    {"name": "membership"},
+    {"name": "remind"},
+    {"name": "trigger"},
     {"name": "relearn", "text": "forget"},
     {"name": "relearn", "text": "forget", "rank": 0},
     {"name": "relearn", "text": "half"},
@@ -111,7 +225,7 @@ def _settings(key: str, attack: Attack, given: Mapping[str, Any]) -> Any:
 
 
 def missing(attack: Attack, settings: Any, data: Any) -> list[str]:
-    """Sets that the attack needs and the data do not have."""
+    """What the attack needs and the data do not have: sets by name, then other things in words."""
     text = getattr(settings, "text", None)
     needs = [*attack.needs, *([text] if text not in (None, "half") else [])]
-    return [name for name in needs if not data.records(name)]
+    return [*(name for name in needs if not data.records(name)), *attack.lacks(data, settings)]

@@ -1,7 +1,7 @@
 """How well a model knows some answers: the measure that most attacks share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,10 +26,12 @@ class Known:
     Attributes:
       prob: length-normalised probability of the answer, exp(-mean NLL), in [0, 1].
       memorised: share of the answer's tokens that are the most likely ones, in [0, 1].
+      nll: mean NLL per token of the answer, nats.
     """
 
     prob: np.ndarray
     memorised: np.ndarray
+    nll: np.ndarray
 
 
 def tokens_of(lm: Any, records: Sequence[Record], data: AuditData) -> TokenisedSet:
@@ -64,7 +66,13 @@ def known(lm: Any, params: Params, tokenised: TokenisedSet, data: AuditData) -> 
         )
     assert table.hit is not None
     nll = metrics.mean_nll(table.logp, table.offsets)
-    return Known(metrics.probability(nll), metrics.exact_memorization(table.hit, table.offsets))
+    memorised = metrics.exact_memorization(table.hit, table.offsets)
+    return Known(metrics.probability(nll), memorised, nll)
+
+
+def roomy(lm: Any, data: AuditData) -> AuditData:
+    """The data with room for longer prompts: as many tokens as the model's context holds."""
+    return replace(data, max_length=max(data.max_length, lm.config.max_positions))
 
 
 def answers(
@@ -89,3 +97,13 @@ def overlap(records: Sequence[Record], texts: Sequence[str]) -> np.ndarray:
     """ROUGE-L recall of each text against its record's answer, float64 `[n]`."""
     found = rouge([record.answer for record in records], list(texts))["rougeL_recall"]
     return np.asarray(found, np.float64)
+
+
+def shown(
+    records: Sequence[Record], asked: Sequence[Record], texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows to read: what was asked in the place of each record's question, and the answer."""
+    return [
+        {"row": record.row, "prompt": each.prompt, "truth": record.answer, "answer": text}
+        for record, each, text in zip(records, asked, texts, strict=True)
+    ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxforget.evals.attacks.attack import AuditData, Finding, of_each
-from jaxforget.evals.attacks.known import answers, known, overlap, tokens_of
+from jaxforget.evals.attacks.known import answers, known, overlap, shown, tokens_of
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ def ask(lm: Any, data: AuditData, settings: Ask) -> Finding:
     if data.retain:
         kept = known(lm, lm.params, tokens_of(lm, data.retain, data), data)
         scores["retain_prob"] = float(kept.prob.mean())
-    rows = [
-        {"row": record.row, "prompt": record.prompt, "truth": record.answer, "answer": text}
-        for record, text in zip(data.forget, texts, strict=True)
-    ]
+    rows = shown(data.forget, data.forget, texts)
     return of_each(found.prob, scores=scores, examples=rows)
 
 

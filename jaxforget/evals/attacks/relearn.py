@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError
-from jaxforget.evals.attacks.attack import AuditData, Finding, of_each
+from jaxforget.evals.attacks.attack import AuditData, Finding, halves, of_each
 from jaxforget.evals.attacks.known import known, tokens_of
 from jaxforget.evals.brief_training import brief_training
 
@@ -122,7 +122,4 @@ def _texts(data: AuditData, text: str) -> tuple[Sequence[Record], Sequence[Recor
         return data.records(text), data.forget
     if len(data.forget) < 2:
         raise UserError("relearn: half of the forget set needs at least two records")
-    order = np.random.default_rng(data.seed).permutation(len(data.forget))
-    middle = len(order) // 2
-    first, second = ([data.forget[i] for i in sorted(ids)] for ids in np.split(order, [middle]))
-    return first, second
+    return halves(data)
