@@ -72,12 +72,16 @@ def _score(z: Array, targets: Array, stats: bool) -> tuple[Array, Array, tuple |
     logp = jnp.where((targets >= 0) & (targets < vocab), picked - lse, outside)
     if not stats:
         return logp, lse, None
-    first = jnp.where(z == z.max(axis=-1, keepdims=True), index, vocab).min(axis=-1)
+    top = z.max(axis=-1)
+    # the first of equals counts; sums of floats, which compilers turn into better loops than minima
+    # of integers
+    before = (z == top[:, None]) & (index < targets[:, None])
+    first = jnp.where(before, 1.0, 0.0).sum(axis=-1) == 0
+    hit = first & (picked == top) & (targets >= 0) & (targets < vocab)
     every = z - lse[:, None]
     p = jnp.exp(every)
     every = jnp.where(p > 0, every, 0.0)  # 0 log 0 = 0, also where a bias of -inf forbids a word
-    hit = (first == targets).astype(jnp.float32)
-    return logp, lse, (hit, (p * every).sum(axis=-1), (p * every**2).sum(axis=-1))
+    return logp, lse, (hit.astype(jnp.float32), (p * every).sum(axis=-1), (p * every**2).sum(axis=-1))
 
 
 def _backward(
