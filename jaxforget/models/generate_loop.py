@@ -1,7 +1,8 @@
 """Generation as one compiled program: prefill, then a loop over a cache of keys and values.
 
 Rows are padded on the left, so that all rows write slot P + t - 1 at step t. Positions count real
-tokens only and padded slots have segment 0, which attention never sees.
+tokens only; padded slots are never seen. Keys lie as `[n, B, KV, h, S]` and values as
+`[n, B, KV, S, h]`, so that no step has to turn the cache round before its products.
 
 Shapes: B rows, P prompt slots, N new tokens, S = P + N slots, n layers, KV key heads, h components.
 """
@@ -42,8 +43,8 @@ class _Loop(NamedTuple):
     step: Array
     token: Array  # [B], the newest
     done: Array  # [B]
-    keys: Array  # [n, B, S, KV, h]
-    values: Array
+    keys: Array  # [n, B, KV, h, S]
+    values: Array  # [n, B, KV, S, h]
     tokens: Array  # [B, N]
     lengths: Array  # [B]
 
@@ -73,24 +74,21 @@ def _generate(
     head = decoder.head(params, cfg, Compute(dtype))
     rows, width = prompts.shape
     lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-    past = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    future = lengths[:, None] + jnp.arange(count, dtype=jnp.int32)[None, :]
-    positions = jnp.concatenate([past, future], axis=1)  # of every slot
 
     def choose(hidden: Array, step: Array) -> Array:
         steps = jnp.broadcast_to(step, (rows,))
         return choose_tokens(decoder.logits(hidden, head), sampling, steps, greedy)
 
-    hidden, keys, values = prefill(params, prompts, past, mask, cfg, dtype)
-    room = ((0, 0), (0, 0), (0, count), (0, 0), (0, 0))
+    hidden, keys, values = prefill(params, prompts, mask, cfg, dtype)
+    none, room = ((0, 0),) * 3, (0, count)
     first = choose(hidden, jnp.int32(0))
     start = _record(
         _Loop(
             step=jnp.int32(0),
             token=first,
             done=lengths == 0,
-            keys=jnp.pad(keys, room),
-            values=jnp.pad(values, room),
+            keys=jnp.pad(keys, (*none, (0, 0), room)),
+            values=jnp.pad(values, (*none, room, (0, 0))),
             tokens=jnp.full((rows, count), pad, jnp.int32),
             lengths=jnp.zeros(rows, jnp.int32),
         ),
@@ -102,12 +100,9 @@ def _generate(
 
     def advance(loop: _Loop) -> _Loop:
         slot = width + loop.step - 1  # of the newest token
-        slots = jnp.arange(width + count, dtype=jnp.int32)[None, :]
-        seen = jnp.pad(mask, ((0, 0), (0, count))) | ((slots >= width) & (slots <= slot))
-        here = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
         caches = loop.keys, loop.values
         hidden, (keys, values) = decode(
-            params, loop.token, here, slot, caches, positions, seen, cfg, dtype
+            params, loop.token, slot, lengths, width, caches, cfg, dtype
         )
         token = choose(hidden, loop.step)
         return _record(loop._replace(token=token, keys=keys, values=values), eos)
@@ -138,11 +133,21 @@ def cast(params: Params, dtype: jnp.dtype) -> Params:
     return unflatten(flat)
 
 
+def positions_of(lengths: Array, width: int, slots: int) -> Array:
+    """Position of every slot, int32 `[B, slots]`, where `lengths` `[B]` tokens end at `width`.
+
+    Below 0 before the first token.
+    """
+    return jnp.arange(slots, dtype=jnp.int32)[None, :] - (width - lengths)[:, None]
+
+
 def prefill(
-    params: Params, prompts: Array, positions: Array, mask: Array, cfg: DecoderConfig, dtype: str
+    params: Params, prompts: Array, mask: Array, cfg: DecoderConfig, dtype: str
 ) -> tuple[Array, Array, Array]:
-    """State of the last slot `[B, D]`, and keys and values of all slots `[n, B, P, KV, h]`."""
+    """State of the last slot `[B, D]`, and keys and values of all slots as the cache holds them."""
     segments = mask.astype(jnp.int32)
+    lengths, width = jnp.sum(mask, axis=1, dtype=jnp.int32), prompts.shape[1]
+    positions = jnp.maximum(positions_of(lengths, width, width), 0)
     x = decoder.embed(params, prompts, positions, cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(positions, cfg)
 
@@ -151,7 +156,8 @@ def prefill(
         sees = layers.attention_mask(positions, segments, window=extra["window"])
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-            return layers.attend(q, k, v, sees, cfg), (k, v)
+            kept = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+            return layers.attend(q, k, v, sees, cfg), kept
 
         rope = layers.select_rope(tables, extra["rope"])
         return layers.block(layer, x, rope, core, cfg)[:2]
@@ -163,11 +169,10 @@ def prefill(
 def decode(
     params: Params,
     token: Array,
-    here: Array,
     slot: Array,
+    lengths: Array,
+    width: int,
     caches: tuple[Array, Array],
-    positions: Array,
-    seen: Array,
     cfg: DecoderConfig,
     dtype: str,
 ) -> tuple[Array, tuple[Array, Array]]:
@@ -175,29 +180,31 @@ def decode(
 
     Args:
       params: cast, see `cast`.
-      token: int32 `[B]`, the newest token of each row; `here`: its position, int32 `[B, 1]`.
+      token: int32 `[B]`, the newest token of each row.
       slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
-      caches: keys and values `[n, B, S, KV, h]`.
-      positions: int32 `[B, S]` of every slot; `seen`: bool `[B, S]`, which ones count.
+      lengths: int32 `[B]`, tokens of each prompt; width: P, the slot at which prompts end.
+      caches: keys `[n, B, KV, h, S]` and values `[n, B, KV, S, h]`.
       cfg, dtype: architecture and dtype of the computation.
     Returns:
       (state of the newest tokens `[B, D]`, caches with them).
     """
+    slots = caches[0].shape[-1]
+    positions = positions_of(lengths, width, slots)
+    ends = jnp.broadcast_to(slot, lengths.shape)[:, None]
+    here = jnp.take_along_axis(positions, ends, axis=1)
     x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(here, cfg)
-    alive = jnp.ones_like(here)
 
     def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
         x, keys, values = carry
         layer, extra, index = scanned
-        sees = layers.attention_mask(
-            here, alive, positions, seen.astype(jnp.int32), window=extra["window"]
-        )
+        sees = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             # written into the carried cache: scanned-over caches would be copied at every step
-            k_all, v_all = _written(keys, k, index, slot), _written(values, v, index, slot)
-            return layers.attend(q, k_all[index], v_all[index], sees, cfg), (k_all, v_all)
+            k_all, v_all = _keys_written(keys, k, index, slot), _written(values, v, index, slot)
+            out = layers.attend_cached(q, k_all[index], v_all[index], sees[:, None], cfg)
+            return out, (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
@@ -210,12 +217,23 @@ def decode(
 
 
 def _written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
-    """The cache with `new` `[B, 1, KV, h]` in one layer, at one slot or one of each row."""
+    """Values with `new` `[B, 1, KV, h]` in one layer, at one slot or one of each row."""
     zero = jnp.int32(0)
     if slot.ndim == 0:
-        return jax.lax.dynamic_update_slice(cache, new[None], (layer, zero, slot, zero, zero))
+        turned = new.transpose(0, 2, 1, 3)[None]
+        return jax.lax.dynamic_update_slice(cache, turned, (layer, zero, zero, slot, zero))
     rows = jnp.arange(cache.shape[1], dtype=jnp.int32)
-    return cache.at[layer, rows, slot].set(new[:, 0], unique_indices=True)
+    return cache.at[layer, rows, :, slot].set(new[:, 0], unique_indices=True)
+
+
+def _keys_written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
+    """Keys with `new` `[B, 1, KV, h]` in one layer, at one slot or one of each row."""
+    zero = jnp.int32(0)
+    if slot.ndim == 0:
+        turned = new.transpose(0, 2, 3, 1)[None]
+        return jax.lax.dynamic_update_slice(cache, turned, (layer, zero, zero, zero, slot))
+    rows = jnp.arange(cache.shape[1], dtype=jnp.int32)
+    return cache.at[layer, rows, :, :, slot].set(new[:, 0], unique_indices=True)
 
 
 def choose_tokens(logits: Array, sampling: Sampling, steps: Array, greedy: bool) -> Array:

@@ -27,9 +27,9 @@ class _Queue(NamedTuple):
     prompt: Array  # [B], of each slot; N where it has none
     made: Array  # [B], new tokens of it
     token: Array  # [B], the newest
-    mask: Array  # [B, P], real tokens of the prompt
-    keys: Array  # [n, B, S, KV, h]
-    values: Array
+    real: Array  # [B], tokens of the prompt
+    keys: Array  # [n, B, KV, h, S]
+    values: Array  # [n, B, KV, S, h]
     tokens: Array  # [N, C]
     lengths: Array  # [N]
 
@@ -99,16 +99,15 @@ def _generate(
         free = jnp.argsort(queue.prompt < number, stable=True)[:fresh_slots]
         take = queue.taken + jnp.arange(fresh_slots, dtype=jnp.int32)
         theirs, real = prompts[take], mask[take]
-        positions = jnp.where(real, jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0)
-        hidden, keys, values = prefill(params, theirs, positions, real, cfg, dtype)
+        hidden, keys, values = prefill(params, theirs, real, cfg, dtype)
         first = pick(hidden, jnp.zeros(fresh_slots, jnp.int32), take)
         queue = queue._replace(
             taken=queue.taken + fresh_slots,
             prompt=queue.prompt.at[free].set(jnp.where(real.any(axis=1), take, number)),
             made=queue.made.at[free].set(0),
-            mask=queue.mask.at[free].set(real),
-            keys=queue.keys.at[:, free, :width].set(keys),
-            values=queue.values.at[:, free, :width].set(values),
+            real=queue.real.at[free].set(jnp.sum(real, axis=1, dtype=jnp.int32)),
+            keys=queue.keys.at[:, free, :, :, :width].set(keys),
+            values=queue.values.at[:, free, :, :width].set(values),
         )
         rows = jnp.zeros(slots, bool).at[free].set(real.any(axis=1))
         return record(queue, jnp.zeros(slots, jnp.int32).at[free].set(first), rows)
@@ -116,19 +115,13 @@ def _generate(
     def advance(queue: _Queue) -> _Queue:
         rows = queue.prompt < number
         made = jnp.maximum(queue.made, 1)
-        real = jnp.sum(queue.mask, axis=1, dtype=jnp.int32)
-        past = jnp.where(queue.mask, jnp.cumsum(queue.mask, axis=1, dtype=jnp.int32) - 1, 0)
-        new = jnp.arange(count, dtype=jnp.int32)[None, :]
-        positions = jnp.concatenate([past, real[:, None] + new], axis=1)
-        seen = jnp.concatenate([queue.mask, new < made[:, None]], axis=1)
         hidden, (keys, values) = decode(
             params,
             queue.token,
-            (real + made - 1)[:, None],
             width + made - 1,
+            queue.real,
+            width,
             (queue.keys, queue.values),
-            positions,
-            seen,
             cfg,
             dtype,
         )
@@ -154,15 +147,15 @@ def _generate(
 def _empty(
     cfg: DecoderConfig, dtype: Any, slots: int, width: int, count: int, number: int, pad: Array
 ) -> _Queue:
-    cache = jnp.zeros((cfg.layers, slots, width + count, cfg.kv_heads, cfg.head_dim), dtype)
+    front, length = (cfg.layers, slots, cfg.kv_heads), width + count
     return _Queue(
         taken=jnp.int32(0),
         prompt=jnp.full(slots, number, jnp.int32),
         made=jnp.zeros(slots, jnp.int32),
         token=jnp.zeros(slots, jnp.int32),
-        mask=jnp.zeros((slots, width), bool),
-        keys=cache,
-        values=cache,
+        real=jnp.zeros(slots, jnp.int32),
+        keys=jnp.zeros((*front, cfg.head_dim, length), dtype),
+        values=jnp.zeros((*front, length, cfg.head_dim), dtype),
         tokens=jnp.full((number, count), pad, jnp.int32),
         lengths=jnp.zeros(number, jnp.int32),
     )

@@ -230,17 +230,41 @@ def _attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Ar
     # the query heads of one key head are rows of one matrix product
     q = q.reshape(rows, length, groups, share, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(rows, groups, share * length, width)
-    logits = matmul(q, k.transpose(0, 2, 3, 1), jnp.float32) * cfg.attn_scale
-    if cfg.attn_softcap is not None:
-        logits = cfg.attn_softcap * jnp.tanh(logits / cfg.attn_softcap)
-    # added, not selected: the backward pass then keeps no copy of the mask per layer
-    bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)[:, None, None]
-    logits = logits.reshape(rows, groups, share, length, keys) + bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    logits = matmul(q, k.transpose(0, 2, 3, 1), jnp.float32)
+    logits = logits.reshape(rows, groups, share, length, keys)
+    weights = _weights(logits, mask[:, None, None], cfg).astype(v.dtype)
     weights = weights.reshape(rows, groups, share * length, keys)
     out = matmul(weights, v.transpose(0, 2, 1, 3))
     out = out.reshape(rows, groups, share, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(rows, length, heads, width)
+
+
+def attend_cached(q: Array, keys: Array, values: Array, mask: Array, cfg: DecoderConfig) -> Array:
+    """Attention of the newest tokens over a cache that lies as the products read it.
+
+    Args:
+      q: `[B, 1, H, h]`.
+      keys: `[B, KV, h, S]`; values: `[B, KV, S, h]`.
+      mask: bool `[B, 1, S]`.
+      cfg: scale and soft cap.
+    Returns:
+      `[B, 1, H, h]` in the dtype of `q`.
+    """
+    rows, _, heads, width = q.shape
+    groups = keys.shape[1]
+    logits = matmul(q.reshape(rows, groups, heads // groups, width), keys, jnp.float32)
+    weights = _weights(logits, mask[:, None], cfg).astype(values.dtype)
+    return matmul(weights, values).reshape(rows, 1, heads, width)
+
+
+def _weights(logits: Array, mask: Array, cfg: DecoderConfig) -> Array:
+    """Softmax of scaled products over the last axis where `mask` lets see."""
+    logits = logits * cfg.attn_scale
+    if cfg.attn_softcap is not None:
+        logits = cfg.attn_softcap * jnp.tanh(logits / cfg.attn_softcap)
+    # added, not selected: the backward pass then keeps no copy of the mask per layer
+    bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)
+    return jax.nn.softmax(logits + bias, axis=-1)
 
 
 def mlp(p: Params, x: Array, cfg: DecoderConfig) -> tuple[Array, Array]:

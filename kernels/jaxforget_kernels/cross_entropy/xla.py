@@ -81,7 +81,11 @@ def _score(z: Array, targets: Array, stats: bool) -> tuple[Array, Array, tuple |
     every = z - lse[:, None]
     p = jnp.exp(every)
     every = jnp.where(p > 0, every, 0.0)  # 0 log 0 = 0, also where a bias of -inf forbids a word
-    return logp, lse, (hit.astype(jnp.float32), (p * every).sum(axis=-1), (p * every**2).sum(axis=-1))
+    return (
+        logp,
+        lse,
+        (hit.astype(jnp.float32), (p * every).sum(axis=-1), (p * every**2).sum(axis=-1)),
+    )
 
 
 def _backward(
