@@ -2,7 +2,8 @@
 
 A question with k answers becomes k + 1 segments of a row: the question without its last token,
 and every answer led by that token, whose `parents` point to the question's segment. Attention
-sees the parent as if it stood before the answer; nothing is computed twice.
+sees the parent as if it stood before the answer; nothing is computed twice. What all questions
+begin with, such as a system prompt, stands once at the head of each row (`TokenBatch.common`).
 """
 
 from collections import defaultdict
@@ -16,6 +17,7 @@ from jaxforget.engine.types import TokenBatch
 
 _TARGETS, _SEGMENTS = 64, 32  # T and S are multiples of these, so that sets share programs
 _ROOMY = 512
+_COMMON = 16  # least tokens worth a place at the head of rows
 
 
 class Family(NamedTuple):
@@ -23,8 +25,9 @@ class Family(NamedTuple):
 
     Attributes:
       examples: indices into the set.
-      shared: tokens they share, which are computed once; 0 for an example alone.
-      size: places that they take together.
+      shared: tokens they share behind what all examples do, which are computed once; 0 for an
+        example alone.
+      size: places that they take together, without what all examples share.
     """
 
     examples: tuple[int, ...]
@@ -51,22 +54,39 @@ class Pieces(NamedTuple):
     example: np.ndarray
 
 
-def families(tokenised: TokenisedSet, length: int) -> list[Family]:
-    """Examples by what they share, in families that fit a row of `length`.
+def families(tokenised: TokenisedSet, length: int, common: int = 0) -> list[Family]:
+    """Examples by what they share, in families that fit a row.
 
     What is shared are the tokens before the one that predicts the first labelled target.
+
+    Args:
+      tokenised: the set.
+      length: places of a row, those at its head included.
+      common: tokens at the head of rows, see `common_tokens`.
     """
     alike: dict[bytes, list[int]] = defaultdict(list)
-    shared = _unlabelled(tokenised)
+    shared, sizes = _unlabelled(tokenised) - common, tokenised.lengths - common
     found: list[Family] = []
     for example, (begin, count) in enumerate(zip(tokenised.offsets[:-1], shared, strict=True)):
-        if count:
-            alike[tokenised.tokens[begin : begin + count].tobytes()].append(example)
+        if count > 0:
+            own = slice(begin + common, begin + common + count)
+            alike[tokenised.tokens[own].tobytes()].append(example)
         else:
-            found.append(Family((example,), 0, int(tokenised.lengths[example])))
+            found.append(Family((example,), 0, int(sizes[example])))
     for members in alike.values():
-        found += _split(members, tokenised.lengths, int(shared[members[0]]), length)
+        found += _split(members, sizes, int(shared[members[0]]), length - common)
     return found
+
+
+def common_tokens(tokenised: TokenisedSet) -> int:
+    """How many unlabelled tokens all examples begin with; 0 where it is little, or one example."""
+    starts = tokenised.offsets[:-1]
+    most = int(_unlabelled(tokenised).min(initial=len(tokenised.tokens)))
+    if len(starts) < 2 or most < _COMMON:
+        return 0
+    heads = tokenised.tokens[starts[:, None] + np.arange(most)]
+    same = int(np.append((heads == heads[:1]).all(axis=0), False).argmin())
+    return same if same >= _COMMON else 0
 
 
 def _unlabelled(tokenised: TokenisedSet) -> np.ndarray:
@@ -77,11 +97,11 @@ def _unlabelled(tokenised: TokenisedSet) -> np.ndarray:
     return np.where(place < tokenised.offsets[1:], place - tokenised.offsets[:-1], 0)
 
 
-def _split(members: list[int], lengths: np.ndarray, shared: int, length: int) -> list[Family]:
+def _split(members: list[int], sizes: np.ndarray, shared: int, room: int) -> list[Family]:
     found, open_ones, size = [], [], shared
     for example in members:
-        more = int(lengths[example]) - shared
-        if open_ones and size + more > length:
+        more = int(sizes[example]) - shared
+        if open_ones and size + more > room:
             found.append(Family(tuple(open_ones), shared, size))
             open_ones, size = [], shared
         open_ones.append(example)
@@ -92,8 +112,9 @@ def _split(members: list[int], lengths: np.ndarray, shared: int, length: int) ->
 
 def row_length(tokenised: TokenisedSet) -> int:
     """Tokens of a row that few families have to be split for: a multiple of 64."""
-    longest = int(tokenised.lengths.max())
-    whole = max(each.size for each in families(tokenised, max(longest, _ROOMY)))
+    longest, common = int(tokenised.lengths.max()), common_tokens(tokenised)
+    members = families(tokenised, max(longest, _ROOMY), common)
+    whole = common + max(each.size for each in members)
     return -(-max(256, longest, min(whole, _ROOMY)) // 64) * 64
 
 
@@ -105,45 +126,50 @@ def pack_shared(tokenised: TokenisedSet, *, rows: int, length: int) -> list[Toke
       rows: B, rows of each batch.
       length: L, tokens of a row.
     Returns:
-      Batches of one common shape, as `pack_all` gives, with `parents`.
+      Batches of one shape, as `pack_all` gives, with `parents` and `common`.
     """
     refuse_longer(tokenised, length)
-    members = families(tokenised, length)
-    groups = assign(np.asarray([each.size for each in members]), length)
+    common = common_tokens(tokenised)
+    members = families(tokenised, length, common)
+    groups = assign(np.asarray([each.size for each in members]), length - common)
     filled = [[members[item] for item in group] for group in groups]
-    segments = max(sum(len(f.examples) + (f.shared > 0) for f in row) for row in filled)
+    segments = 1 + max(sum(len(f.examples) + (f.shared > 0) for f in row) for row in filled)
     targets = max(
         sum(int(tokenised.label_counts[list(f.examples)].sum()) for f in row) for row in filled
     )
     shape = rows, length, -(-segments // _SEGMENTS) * _SEGMENTS
     slots = min(-(-targets // _TARGETS) * _TARGETS, length)
     return [
-        _filled(tokenised, _pieces(tokenised, filled[start : start + rows]), shape, slots)
-        for start in range(0, len(filled), rows)
+        _filled(tokenised, _pieces(tokenised, some, common), shape, slots, common)
+        for some in (filled[start : start + rows] for start in range(0, len(filled), rows))
     ]
 
 
-def _pieces(tokenised: TokenisedSet, rows: list[list[Family]]) -> Pieces:
+def _pieces(tokenised: TokenisedSet, rows: list[list[Family]], common: int) -> Pieces:
     found: list[tuple[int, ...]] = []
     for row, members in enumerate(rows):
         segment = 0
+        if common:
+            segment = 1
+            found.append((row, 1, 1, int(tokenised.offsets[0]), common, 0, -1))
         for family in members:
             shared, parent = family.shared, 0
             if shared:
                 segment += 1
                 parent = segment
-                begin = int(tokenised.offsets[family.examples[0]])
-                found.append((row, segment, segment, begin, shared, 0, -1))
+                begin = int(tokenised.offsets[family.examples[0]]) + common
+                found.append((row, segment, segment, begin, shared, common, -1))
             for example in family.examples:
                 segment += 1
-                begin = int(tokenised.offsets[example]) + shared
-                size = int(tokenised.lengths[example]) - shared
-                found.append((row, segment, parent or segment, begin, size, shared, example))
+                first = common + shared
+                begin = int(tokenised.offsets[example]) + first
+                size = int(tokenised.lengths[example]) - first
+                found.append((row, segment, parent or segment, begin, size, first, example))
     return Pieces(*np.asarray(found, np.int64).reshape(-1, 7).T)
 
 
 def _filled(
-    tokenised: TokenisedSet, pieces: Pieces, shape: tuple[int, int, int], slots: int
+    tokenised: TokenisedSet, pieces: Pieces, shape: tuple[int, int, int], slots: int, common: int
 ) -> TokenBatch:
     rows, length, segments = shape
     before = np.cumsum(pieces.size) - pieces.size
@@ -169,4 +195,5 @@ def _filled(
         example=example,
         parents=spread(np.repeat(pieces.parent, pieces.size), np.int32),
         max_targets=slots,
+        common=common,
     )

@@ -45,6 +45,8 @@ class TokenBatch:
       totals: counts of the whole step where this batch is one micro-batch of it; None: itself.
       max_targets: static upper bound of labelled targets in any row, so that only they go
         through the output head; None: every position may be labelled.
+      common: static number of first places of every row that all its segments see, as if they
+        stood before each.
     """
 
     tokens: Array
@@ -56,6 +58,7 @@ class TokenBatch:
     parents: Array | None = None
     totals: Totals | None = None
     max_targets: int | None = field(default=None, metadata={"static": True})
+    common: int = field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

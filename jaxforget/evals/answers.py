@@ -72,7 +72,7 @@ def score_answers(
     max_length: int,
     *,
     alone: Sequence[str] = (),
-    rows: int = 8,
+    rows: int | None = None,
     put: Callable[[Any], Any] | None = None,
     counted: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Scored:

@@ -54,7 +54,7 @@ def score_set(
     params: Params,
     tokenised: TokenisedSet,
     *,
-    rows: int = 8,
+    rows: int | None = None,
     length: int | None = None,
     stats: bool = False,
     hidden: bool = False,
@@ -71,21 +71,21 @@ def score_set(
       params: of the model.
       tokenised: the set.
       rows: packed rows scored at a time; where the parameters are divided over devices, a multiple
-        of what divides rows is taken.
+        of what divides rows is taken. None: 8, on a CPU 2, whose caches hold no more.
       length: tokens of a packed row; None: see `packed_length`.
       stats: also hit, mean and second moment of each target.
       hidden: also final hidden states.
       residual: also the output of this layer, counted from 0, negative from the last.
       values: also norms of attention's values in the first layers at the first positions.
       share_prompts: compute a question once for all its answers; `score` must heed
-        `TokenBatch.parents`, and `values` must be None.
+        `TokenBatch.parents` and `.common`, and `values` must be None.
       put: places a batch on the devices; None: on those of the parameters.
       counted: told (batches done, batches in all).
     Returns:
       See `TokenTable`; independent of packing.
     """
     mesh = meshes.mesh_of(params)
-    rows = meshes.whole_rows(rows, mesh)
+    rows = meshes.whole_rows(rows or (2 if jax.default_backend() == "cpu" else 8), mesh)
     if share_prompts:
         batches = pack_shared(tokenised, rows=rows, length=length or row_length(tokenised))
     else:

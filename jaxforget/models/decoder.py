@@ -101,6 +101,7 @@ def hidden_states(
     compute: Compute = Compute(),
     *,
     parents: Array | None = None,
+    common: int = 0,
     look: Look = NOTHING,
 ) -> tuple[Array, Inside]:
     """Residual stream behind the last layer and the final norm.
@@ -112,7 +113,7 @@ def hidden_states(
       positions: int32 `[B, L]`, restarting in every segment.
       cfg: the architecture.
       compute: dtype and rematerialisation.
-      parents: see `TokenBatch`.
+      parents, common: see `TokenBatch`.
       look: what is wanted too of inner layers.
     Returns:
       (`[B, L, D]` in the compute dtype, what `look` asks for); finite but meaningless at padding.
@@ -122,7 +123,9 @@ def hidden_states(
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
-    see = functools.partial(layers.attention_mask, positions, segments, parents=parents)
+    see = functools.partial(
+        layers.attention_mask, positions, segments, parents=parents, common=common
+    )
     everywhere = None if cfg.windowed else see()
 
     def body(
@@ -229,6 +232,7 @@ def score(
         cfg,
         compute,
         parents=batch.parents,
+        common=batch.common,
         look=Look(residual, mlp_inner, push, values[0] if values else 0),
     )
     if values is not None:

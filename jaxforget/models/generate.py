@@ -21,6 +21,8 @@ from jaxforget.models.generate_loop import Sampling
 
 log = logging.getLogger(__name__)
 
+_SHARED_MULTIPLE = 8
+_NOTHING = np.zeros(0, np.int32)
 PROMPT_MULTIPLE = 32  # prompt lengths are rounded up to this, so that few programs are compiled
 
 
@@ -96,16 +98,17 @@ class _How:
         self,
         params: Params,
         cfg: DecoderConfig,
+        shared: np.ndarray,
         prompts: np.ndarray,
         mask: np.ndarray,
         rows: np.ndarray,
         total: int,
         slots: int,
     ) -> tuple[Array, Array]:
-        """Continue the first `total` rows, `slots` at a time."""
+        """Continue the first `total` rows, all behind `shared`, `slots` at a time."""
         count, traced = jnp.int32(total), self._traced(cfg, rows)
         return generate_queue.program()(
-            params, prompts, mask, count, *traced, slots=slots, **self._static(cfg)
+            params, shared, prompts, mask, count, *traced, slots=slots, **self._static(cfg)
         )
 
     def _static(self, cfg: DecoderConfig) -> dict[str, Any]:
@@ -171,11 +174,12 @@ def generate_many(
     answers: list[np.ndarray] = [np.empty(0, np.int32)] * len(prompts)
     for chosen in _alike(prompts, batch_size, queues=mesh is None):
         queued = len(chosen) > batch_size
+        _check_positions(cfg, max(len(prompts[index]) for index in chosen), max_new_tokens)
         places = _queue_places(len(chosen), batch_size) if queued else batch_size
-        tokens, mask, rows = _left_padded(prompts, chosen, places)
-        _check_positions(cfg, int(mask.sum(axis=1).max()), max_new_tokens)
+        shared = _shared([prompts[index] for index in chosen]) if queued else _NOTHING
+        tokens, mask, rows = _left_padded(prompts, chosen, places, len(shared))
         if queued:
-            found = how.queue(params, cfg, tokens, mask, rows, len(chosen), batch_size)
+            found = how.queue(params, cfg, shared, tokens, mask, rows, len(chosen), batch_size)
         else:
             placed = meshes.put_rows((tokens, mask), mesh)
             with meshes.in_use(mesh):
@@ -204,6 +208,17 @@ def _alike(prompts: Sequence[np.ndarray], batch_size: int, *, queues: bool) -> l
     return found
 
 
+def _shared(prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """What all prompts begin with, so that a token is left of each; nothing where that is little.
+
+    Its length is a multiple of `_SHARED_MULTIPLE`, so that few programs are compiled.
+    """
+    least = min(len(prompt) for prompt in prompts) - 1
+    starts = np.stack([np.asarray(prompt[:least], np.int32) for prompt in prompts])
+    alike = np.append((starts == starts[:1]).all(axis=0), False)
+    return starts[0, : int(alike.argmin()) // _SHARED_MULTIPLE * _SHARED_MULTIPLE]
+
+
 def _width(length: int) -> int:
     return -(-length // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
 
@@ -214,15 +229,17 @@ def _queue_places(count: int, slots: int) -> int:
 
 
 def _left_padded(
-    prompts: Sequence[np.ndarray], chosen: list[int], places: int
+    prompts: Sequence[np.ndarray], chosen: list[int], places: int, skipped: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    width = _width(max(len(prompts[index]) for index in chosen))
+    """What follows the first `skipped` tokens of the prompts, their real tokens, and their rows."""
+    width = _width(max(len(prompts[index]) for index in chosen) - skipped)
     tokens = np.zeros((places, width), np.int32)
     mask = np.zeros((places, width), bool)
     rows = np.zeros(places, np.int32)
     for place, index in enumerate(chosen):
-        tokens[place, width - len(prompts[index]) :] = prompts[index]
-        mask[place, width - len(prompts[index]) :] = True
+        own = prompts[index][skipped:]
+        tokens[place, width - len(own) :] = own
+        mask[place, width - len(own) :] = True
         rows[place] = index
     return tokens, mask, rows
 

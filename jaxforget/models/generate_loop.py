@@ -133,37 +133,71 @@ def cast(params: Params, dtype: jnp.dtype) -> Params:
     return unflatten(flat)
 
 
-def positions_of(lengths: Array, width: int, slots: int) -> Array:
-    """Position of every slot, int32 `[B, slots]`, where `lengths` `[B]` tokens end at `width`.
+def positions_of(lengths: Array, width: int, slots: int, shared: int = 0) -> Array:
+    """Position of every slot, int32 `[B, slots]`; -1 where there is no token.
 
-    Below 0 before the first token.
+    Args:
+      lengths: int32 `[B]`, tokens of each prompt, the shared ones included.
+      width: the slot at which prompts end.
+      slots: S.
+      shared: tokens that all prompts begin with, in the first slots; padding comes behind them.
     """
-    return jnp.arange(slots, dtype=jnp.int32)[None, :] - (width - lengths)[:, None]
+    slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
+    own = slot - (width - lengths)[:, None]
+    return jnp.where(slot < shared, slot, jnp.where(own >= shared, own, -1))
 
 
 def prefill(
-    params: Params, prompts: Array, mask: Array, cfg: DecoderConfig, dtype: str
+    params: Params,
+    prompts: Array,
+    mask: Array,
+    cfg: DecoderConfig,
+    dtype: str,
+    before: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array, Array]:
-    """State of the last slot `[B, D]`, and keys and values of all slots as the cache holds them."""
-    segments = mask.astype(jnp.int32)
-    lengths, width = jnp.sum(mask, axis=1, dtype=jnp.int32), prompts.shape[1]
-    positions = jnp.maximum(positions_of(lengths, width, width), 0)
-    x = decoder.embed(params, prompts, positions, cfg, jnp.dtype(dtype))
-    tables = layers.rope_tables(positions, cfg)
+    """Run prompts.
 
-    def body(x: Array, scanned: tuple[Params, dict[str, Array]]) -> tuple[Array, Any]:
-        layer, extra = scanned
-        sees = layers.attention_mask(positions, segments, window=extra["window"])
+    Args:
+      params: cast, see `cast`.
+      prompts: int32 `[B, P]`, left-padded; mask: bool, their real tokens.
+      cfg, dtype: architecture and dtype of the computation.
+      before: keys `[n, 1, KV, h, C]` and values `[n, 1, KV, C, h]` of what stands before all.
+    Returns:
+      State of the last slot `[B, D]`, and keys and values of the prompts as the cache holds them.
+    """
+    shared = 0 if before is None else before[0].shape[-1]
+    width = shared + prompts.shape[1]
+    lengths = shared + jnp.sum(mask, axis=1, dtype=jnp.int32)
+    positions = positions_of(lengths, width, width, shared)
+    here = jnp.maximum(positions[:, shared:], 0)
+    x = decoder.embed(params, prompts, here, cfg, jnp.dtype(dtype))
+    tables = layers.rope_tables(here, cfg)
+    segments = (positions >= 0).astype(jnp.int32)
+
+    def body(x: Array, scanned: Any) -> tuple[Array, Any]:
+        layer, extra, past = scanned
+        sees = layers.attention_mask(
+            here, segments[:, shared:], positions, segments, window=extra["window"]
+        )
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             kept = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+            if past is not None:
+                k = _behind(past[0].transpose(0, 3, 1, 2), k)
+                v = _behind(past[1].transpose(0, 2, 1, 3), v)
             return layers.attend(q, k, v, sees, cfg), kept
 
         rope = layers.select_rope(tables, extra["rope"])
         return layers.block(layer, x, rope, core, cfg)[:2]
 
-    x, (keys, values) = jax.lax.scan(body, x, (params["layers"], layers.layer_extras(cfg)))
+    scanned = params["layers"], layers.layer_extras(cfg), before
+    x, (keys, values) = jax.lax.scan(body, x, scanned)
     return layers.norm(x[:, -1], params["final_norm"], cfg), keys, values
+
+
+def _behind(first: Array, then: Array) -> Array:
+    """`then` `[B, P, ..]` behind `first` `[1, C, ..]` in every row."""
+    return jnp.concatenate([jnp.broadcast_to(first, (len(then), *first.shape[1:])), then], axis=1)
 
 
 def decode(
@@ -175,6 +209,7 @@ def decode(
     caches: tuple[Array, Array],
     cfg: DecoderConfig,
     dtype: str,
+    shared: int = 0,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run the newest tokens.
 
@@ -182,14 +217,14 @@ def decode(
       params: cast, see `cast`.
       token: int32 `[B]`, the newest token of each row.
       slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
-      lengths: int32 `[B]`, tokens of each prompt; width: P, the slot at which prompts end.
+      lengths, width, shared: see `positions_of`.
       caches: keys `[n, B, KV, h, S]` and values `[n, B, KV, S, h]`.
       cfg, dtype: architecture and dtype of the computation.
     Returns:
       (state of the newest tokens `[B, D]`, caches with them).
     """
     slots = caches[0].shape[-1]
-    positions = positions_of(lengths, width, slots)
+    positions = positions_of(lengths, width, slots, shared)
     ends = jnp.broadcast_to(slot, lengths.shape)[:, None]
     here = jnp.take_along_axis(positions, ends, axis=1)
     x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))

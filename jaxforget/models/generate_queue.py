@@ -3,8 +3,10 @@
 A batch that waits for its longest answer computes mostly rows that have ended; here at most an
 eighth of the slots idles. A prompt's answer does not depend on which slot it meets.
 
-Shapes: N prompts, B slots, R of them filled at a time, P prompt places, C most new tokens,
-S = P + C places of the cache.
+What all prompts begin with, such as a system prompt or worked examples, is computed once.
+
+Shapes: N prompts, B slots, R of them filled at a time, Q tokens that all prompts begin with, P
+further prompt places, C most new tokens, S = Q + P + C places of the cache.
 """
 
 import functools
@@ -27,7 +29,7 @@ class _Queue(NamedTuple):
     prompt: Array  # [B], of each slot; N where it has none
     made: Array  # [B], new tokens of it
     token: Array  # [B], the newest
-    real: Array  # [B], tokens of the prompt
+    real: Array  # [B], tokens of the prompt, those that all begin with included
     keys: Array  # [n, B, KV, h, S]
     values: Array  # [n, B, KV, S, h]
     tokens: Array  # [N, C]
@@ -49,6 +51,7 @@ def refilled(slots: int) -> int:
 
 def _generate(
     params: Params,
+    shared: Array,
     prompts: Array,
     mask: Array,
     total: Array,
@@ -66,7 +69,9 @@ def _generate(
 
     Args:
       params: of the decoder.
-      prompts: int32 `[N, P]`, left-padded; `mask`: bool, its real tokens; none: no prompt.
+      shared: int32 `[Q]`, what all prompts begin with; Q may be 0.
+      prompts: int32 `[N, P]`, what follows, left-padded; `mask`: bool, its real tokens; none: no
+        prompt.
       total: int32 scalar, prompts that are there; the next R after them must be empty.
       eos: int32 `[E]`, tokens that end an answer; `pad`: fills behind it.
       sampling: how tokens are drawn; keys `[N]`, one a prompt.
@@ -74,8 +79,12 @@ def _generate(
     """
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
-    number, width = prompts.shape
+    number, ahead = len(prompts), len(shared)
+    width = ahead + prompts.shape[1]
     fresh_slots = refilled(slots)
+    before = None
+    if ahead:
+        before = prefill(params, shared[None], jnp.ones((1, ahead), bool), cfg, dtype)[1:]
 
     def pick(hidden: Array, steps: Array, owners: Array) -> Array:
         keys = None if sampling.keys is None else sampling.keys[owners]
@@ -99,15 +108,15 @@ def _generate(
         free = jnp.argsort(queue.prompt < number, stable=True)[:fresh_slots]
         take = queue.taken + jnp.arange(fresh_slots, dtype=jnp.int32)
         theirs, real = prompts[take], mask[take]
-        hidden, keys, values = prefill(params, theirs, real, cfg, dtype)
+        hidden, keys, values = prefill(params, theirs, real, cfg, dtype, before)
         first = pick(hidden, jnp.zeros(fresh_slots, jnp.int32), take)
         queue = queue._replace(
             taken=queue.taken + fresh_slots,
             prompt=queue.prompt.at[free].set(jnp.where(real.any(axis=1), take, number)),
             made=queue.made.at[free].set(0),
-            real=queue.real.at[free].set(jnp.sum(real, axis=1, dtype=jnp.int32)),
-            keys=queue.keys.at[:, free, :, :, :width].set(keys),
-            values=queue.values.at[:, free, :, :width].set(values),
+            real=queue.real.at[free].set(ahead + jnp.sum(real, axis=1, dtype=jnp.int32)),
+            keys=queue.keys.at[:, free, :, :, ahead:width].set(keys),
+            values=queue.values.at[:, free, :, ahead:width].set(values),
         )
         rows = jnp.zeros(slots, bool).at[free].set(real.any(axis=1))
         return record(queue, jnp.zeros(slots, jnp.int32).at[free].set(first), rows)
@@ -124,6 +133,7 @@ def _generate(
             (queue.keys, queue.values),
             cfg,
             dtype,
+            ahead,
         )
         token = pick(hidden, queue.made, jnp.minimum(queue.prompt, number - 1))
         return record(queue._replace(keys=keys, values=values), token, rows)
@@ -139,23 +149,36 @@ def _generate(
     end = jax.lax.while_loop(
         lambda queue: queue.taken < total,
         some,
-        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad),
+        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad, before),
     )
     return end.tokens, end.lengths
 
 
 def _empty(
-    cfg: DecoderConfig, dtype: Any, slots: int, width: int, count: int, number: int, pad: Array
+    cfg: DecoderConfig,
+    dtype: Any,
+    slots: int,
+    width: int,
+    count: int,
+    number: int,
+    pad: Array,
+    before: tuple[Array, Array] | None,
 ) -> _Queue:
     front, length = (cfg.layers, slots, cfg.kv_heads), width + count
+    keys = jnp.zeros((*front, cfg.head_dim, length), dtype)
+    values = jnp.zeros((*front, length, cfg.head_dim), dtype)
+    if before is not None:
+        ahead = before[0].shape[-1]
+        keys = keys.at[..., :ahead].set(before[0])
+        values = values.at[:, :, :, :ahead].set(before[1])
     return _Queue(
         taken=jnp.int32(0),
         prompt=jnp.full(slots, number, jnp.int32),
         made=jnp.zeros(slots, jnp.int32),
         token=jnp.zeros(slots, jnp.int32),
         real=jnp.zeros(slots, jnp.int32),
-        keys=jnp.zeros((*front, cfg.head_dim, length), dtype),
-        values=jnp.zeros((*front, length, cfg.head_dim), dtype),
+        keys=keys,
+        values=values,
         tokens=jnp.full((number, count), pad, jnp.int32),
         lengths=jnp.zeros(number, jnp.int32),
     )

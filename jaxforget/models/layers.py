@@ -175,6 +175,7 @@ def attention_mask(
     key_segments: Array | None = None,
     window: Array | int = UNLIMITED,
     parents: Array | None = None,
+    common: int = 0,
 ) -> Array:
     """Who sees whom: same segment, not padding, not the future, not behind the window.
 
@@ -184,6 +185,7 @@ def attention_mask(
       key_positions, key_segments: of the keys, int32 `[B, S]`; None: the queries' own.
       window: distance, in positions, from which on a key is out of sight.
       parents: of the queries, int32 `[B, L]`, a second segment that they see; None: none.
+      common: first places that all queries see.
     Returns:
       bool `[B, L, S]`.
     """
@@ -193,6 +195,8 @@ def attention_mask(
     same = segments[:, :, None] == key_segments[:, None, :]
     if parents is not None:
         same |= parents[:, :, None] == key_segments[:, None, :]
+    if common:
+        same |= jnp.arange(key_segments.shape[1])[None, None, :] < common
     same &= segments[:, :, None] > 0
     return same & (distance >= 0) & (distance < window)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.data.shared_prompts import families, pack_shared, row_length
+from jaxforget.data.shared_prompts import common_tokens, families, pack_shared, row_length
 from jaxforget.engine.errors import UserError
 
 
@@ -34,8 +34,9 @@ def visible(batch, row, place):
     keys = [
         (batch.positions[row, key], batch.tokens[row, key])
         for key in range(batch.tokens.shape[1])
-        if batch.segments[row, key] in (batch.segments[row, place], batch.parents[row, place])
-        and batch.positions[row, key] <= batch.positions[row, place]
+        if key < batch.common
+        or batch.segments[row, key] in (batch.segments[row, place], batch.parents[row, place])
+        if batch.positions[row, key] <= batch.positions[row, place]
     ]
     return keys
 
@@ -51,9 +52,12 @@ words = st.lists(st.integers(1, 5), min_size=1, max_size=6)
     ),
     st.integers(12, 40),
     st.integers(1, 3),
+    st.sampled_from([0, 5, 20]),
 )
-def test_every_labelled_place_sees_its_own_text_and_nothing_else(examples, length, rows):
-    tokenised = made(examples)
+def test_every_labelled_place_sees_its_own_text_and_nothing_else(examples, length, rows, system):
+    """Also behind a system prompt, which stands once at the head of each row if it is long."""
+    ahead, length = tuple(range(100, 100 + system)), length + system
+    tokenised = made([((*ahead, *question), answer) for question, answer in examples])
     seen = {index: [] for index in range(len(tokenised))}
     for batch in pack_shared(tokenised, rows=rows, length=length):
         assert batch.tokens.shape == (rows, length)
@@ -83,6 +87,19 @@ def test_a_question_is_computed_once_where_its_answers_fit():
     # two answers fit a row of 8 beside their question
     assert sorted(each.size for each in families(tokenised, 8)) == [2, 8, 8, 8]
     assert row_length(tokenised) == 256
+
+
+def test_a_system_prompt_is_computed_once_a_row():
+    system, questions = tuple(range(10, 40)), [(1, 2), (1, 3), (4, 5, 6)]
+    tokenised = made([((*system, *q), (n, n, n)) for n, q in enumerate(questions * 2)])
+    assert common_tokens(tokenised) == 30
+    (batch,) = pack_shared(tokenised, rows=1, length=128)
+    assert batch.common == 30
+    # the first token of four questions, two of the third; each answer is led by its last
+    assert int((batch.segments > 0).sum()) == 30 + 1 + 2 + 6 * 3
+    # where one example begins otherwise, or the label begins before the sixteenth token
+    other = made([((*system, 1), (2,)), ((9, *system, 1), (2,))])
+    assert common_tokens(other) == 0 == common_tokens(made([(system[:10], (1,))] * 2))
 
 
 def test_an_example_longer_than_a_row_is_refused():

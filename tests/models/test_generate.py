@@ -161,6 +161,27 @@ def test_a_slot_that_is_done_takes_the_next_prompt(case, monkeypatch):
     assert len(steps) <= sum(len(want) - 1 for want in wanted) / 4 + 2 * N
 
 
+@pytest.mark.parametrize("case", VARIED)
+def test_what_all_prompts_begin_with_is_computed_once(case, monkeypatch):
+    cfg, params, _ = load(case)
+    (ahead,) = prompts(18, seed=4)
+    some = [np.concatenate([ahead, own]) for own in prompts(3, 1, 7, 2, 5, seed=5)]
+    widths = []
+    original = generate_queue.prefill
+
+    def watched(params, theirs, *args):
+        widths.append(theirs.shape)
+        return original(params, theirs, *args)
+
+    monkeypatch.setattr(generate_queue, "prefill", watched)
+    generate_queue.program.cache_clear()
+    many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=2)
+    generate_queue.program.cache_clear()
+    assert (1, 16) in widths  # a multiple of 8 of the 18 tokens
+    for prompt, answer in zip(some, many, strict=True):
+        assert answer.tolist() == oracle(params, cfg, prompt)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_samples_depend_on_key_and_place_alone(batch_size):
     cfg, params, _ = load("gpt2")
