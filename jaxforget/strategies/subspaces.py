@@ -3,7 +3,6 @@
 A-GEM and GEM need the gradients of several batches and are combiners: `jaxforget.combiners`.
 """
 
-import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
@@ -18,7 +17,6 @@ from jaxforget.combiners.terms import number, whole
 from jaxforget.edits.material import Material
 from jaxforget.edits.woodfisher import example_gradients
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.tree import Params, flatten, matches
 from jaxforget.engine.types import Metrics, ScoreFn, TokenBatch
 from jaxforget.strategies.guard import Guard, Tree
@@ -216,7 +214,7 @@ def gradient_inputs(
     return {path: _root(moment / count) for path, moment in sums.items()}
 
 
-@functools.partial(jax.jit, compiler_options=compiler_options())
+@jax.jit
 def _grown(sums: dict[str, Array], gradients: dict[str, Array]) -> dict[str, Array]:
     highest = jax.lax.Precision.HIGHEST
     more = {

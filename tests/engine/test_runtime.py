@@ -41,3 +41,25 @@ def test_memory_that_programs_free_is_kept_unless_forbidden():
         found[setting] = kept == "True", int(faults)
     assert found["1"][0] and not found["0"][0]
     assert found["1"][1] < 0.5 * found["0"][1]
+
+
+IMPORTS = """
+import importlib, pkgutil
+import jax
+import jaxforget
+for module in pkgutil.walk_packages(jaxforget.__path__, "jaxforget."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 3)  # refused once a device has been touched
+print(jax.device_count())
+"""
+
+
+def test_importing_touches_no_device():
+    """A process of several joins the others after its imports and before its devices."""
+    environment = {key: os.environ[key] for key in os.environ if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["3"], done.stderr
