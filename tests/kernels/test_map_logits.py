@@ -41,6 +41,7 @@ def tempered(zp, zq, target):
     st.booleans(),
     st.sampled_from([None, 3.0]),
 )
+@pytest.mark.slow
 def test_blocks_change_neither_value_nor_gradient(rows, length, block, biased, softcap):
     projections, targets = sides(rows, length, softcap, biased)
 

@@ -95,7 +95,7 @@ SLOW = pytest.mark.slow
     "strategy",
     [
         pytest.param([{"name": "ewc", "weight": 5.0, "examples": 4}, "replay"], id="ewc+replay"),
-        pytest.param({"name": "fpf", "steps": 3}, id="fpf"),
+        pytest.param({"name": "fpf", "steps": 3}, id="fpf", marks=SLOW),
         pytest.param("lwf", id="lwf", marks=SLOW),
         pytest.param({"name": "derpp", "kept": "top"}, id="derpp", marks=SLOW),
         pytest.param({"name": "k_fpf", "steps": 1, "every": 4}, id="k_fpf", marks=SLOW),

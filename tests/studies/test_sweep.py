@@ -131,6 +131,7 @@ def test_whole_models_and_optimizers_without_adapters(world, tmp_path):
     same_as_single_runs(world, out, config, [0, 1])
 
 
+@pytest.mark.slow
 def test_what_changes_the_program_gets_one_of_its_own(world, tmp_path):
     out, config = tmp_path / "sweep", base(world)
     grid = {"lora.rank": [2, 4], "method.name": ["graddiff", "npo"], "train.steps": [2]}
@@ -140,6 +141,7 @@ def test_what_changes_the_program_gets_one_of_its_own(world, tmp_path):
     same_as_single_runs(world, out, config, [1, 2])
 
 
+@pytest.mark.slow
 def test_numbers_that_are_branched_on_are_told_apart(world, tmp_path):
     out = tmp_path / "sweep"
     method = {"name": "ofmu", "beta": 0.1, "inner_steps": 1, "rho": 0.0}
