@@ -49,9 +49,18 @@ def reference_kl(scores: Scores, reference: ReferenceScores, *, reverse: bool = 
     """
     model, start = sides(scores, reference)
     p, q = (model, start) if reverse else (start, model)
+    return share(divergence(p, q), scores.mask, counts(scores).tokens)
+
+
+type Side = tuple[Array, Array, Array | None, float | None]
+"""Hidden states `[B, T, D]`, head weight `[V, D]`, bias and soft cap of one model."""
+
+
+def divergence(p: Side, q: Side) -> Array:
+    """KL(p || q) of two models at every slot, float32 `[B, T]`, nats."""
     hidden_p, weight_p, bias_p, softcap_p = p
     hidden_q, weight_q, bias_q, softcap_q = q
-    divergence = linear_kl(
+    return linear_kl(
         hidden_p,
         weight_p,
         hidden_q,
@@ -61,11 +70,6 @@ def reference_kl(scores: Scores, reference: ReferenceScores, *, reverse: bool = 
         softcap_p=softcap_p,
         softcap_q=softcap_q,
     )
-    return share(divergence, scores.mask, counts(scores).tokens)
-
-
-type Side = tuple[Array, Array, Array | None, float | None]
-"""Hidden states `[B, T, D]`, head weight `[V, D]`, bias and soft cap of one model."""
 
 
 def side(scores: Scores) -> Side:

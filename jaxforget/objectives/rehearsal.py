@@ -8,10 +8,10 @@ from jax import Array
 
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import Reference, ReferenceScores, Scores
-from jaxforget.objectives.distribution import Side, side, sides
+from jaxforget.objectives.distribution import Side, divergence, side, sides
 from jaxforget.objectives.parts import Part, reference_of
 from jaxforget.objectives.shares import counts, share
-from jaxforget_kernels import linear_kl, map_logits
+from jaxforget_kernels import map_logits
 
 type Kept = Literal["hidden", "top", "target"]
 """What is stored of an earlier model's answer at a labelled target: the hidden state (all logits,
@@ -35,19 +35,8 @@ def distillation_part(role: str, temperature: float = 2.0) -> Part:
     def value(scores, reference: Reference):
         mine: Scores = scores[role]
         model, old = sides(mine, reference_of(reference, role, mine))
-        hidden_p, weight_p, bias_p, softcap_p = _softened(old, temperature)
-        hidden_q, weight_q, bias_q, softcap_q = _softened(model, temperature)
-        divergence = linear_kl(
-            hidden_p,
-            weight_p,
-            hidden_q,
-            weight_q,
-            bias_p=bias_p,
-            bias_q=bias_q,
-            softcap_p=softcap_p,
-            softcap_q=softcap_q,
-        )
-        return temperature**2 * share(divergence, mine.mask, counts(mine).tokens), {}
+        apart = divergence(_softened(old, temperature), _softened(model, temperature))
+        return temperature**2 * share(apart, mine.mask, counts(mine).tokens), {}
 
     return Part((role,), value, {role: frozenset({"hidden"})})
 

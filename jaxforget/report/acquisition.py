@@ -3,13 +3,12 @@
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from jaxforget.engine.files import write_atomically
-from jaxforget.report.page import data_uri, yaml_text
+from jaxforget.report.page import data_uri, filled, yaml_text
 from jaxforget.report.plots import COLOURS, INK, new_figure, svg_of
 from jaxforget.report.tables import shown
 
@@ -33,13 +32,9 @@ def write_acquisition(
 
 def render(results: Mapping[str, Any], title: str) -> str:
     """The page as HTML text; needs no network, embeds everything."""
-    import jinja2
-
-    folder = resources.files("jaxforget.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(folder.joinpath("acquisition.html.jinja").read_text()).render(
+    return filled(
+        "acquisition.html.jinja",
         title=title,
-        style=folder.joinpath("style.css").read_text(),
         columns=["gain", *_COLUMNS],
         rows=[row for net in ("", "net_") for row in _rows(results["groups"], net)],
         curves=[svg for kind in _kinds(results) if (svg := curves(results, kind))],

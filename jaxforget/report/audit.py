@@ -5,12 +5,11 @@ import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from jaxforget.engine.files import write_atomically
 from jaxforget.report.audit_plots import curves_of, dots
-from jaxforget.report.page import data_uri, yaml_text
+from jaxforget.report.page import data_uri, filled, yaml_text
 from jaxforget.report.tables import shown
 
 MODELS = ("start", "audited", "oracle")
@@ -31,16 +30,12 @@ def write_audit(results: Mapping[str, Any], out: str | pathlib.Path, *, title: s
 
 def render(results: Mapping[str, Any], title: str) -> str:
     """The page as HTML text; needs no network, embeds everything."""
-    import jinja2
-
-    folder = resources.files("jaxforget.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     attacks = results["attacks"]
     models = [name for name in MODELS if any(name in each["known"] for each in attacks)]
     pictures = [svg for each in attacks for svg in curves_of(each)]
-    return environment.from_string(folder.joinpath("audit.html.jinja").read_text()).render(
+    return filled(
+        "audit.html.jinja",
         title=title,
-        style=folder.joinpath("style.css").read_text(),
         verdict=results["verdict"],
         limits=results["limits"],
         models=models,

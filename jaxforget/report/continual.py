@@ -5,13 +5,12 @@ import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from jaxforget.engine.files import write_atomically
-from jaxforget.report.page import data_uri, yaml_text
+from jaxforget.report.page import data_uri, filled, yaml_text
 from jaxforget.report.plots import COLOURS, INK, new_figure, svg_of
 from jaxforget.report.tables import shown
 
@@ -33,15 +32,11 @@ def write_continual(runs: Runs, out: str | pathlib.Path, *, title: str) -> pathl
 
 def render(runs: Runs, title: str) -> str:
     """The page as HTML text; needs no network, embeds everything."""
-    import jinja2
-
-    folder = resources.files("jaxforget.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     columns = list(dict.fromkeys(name for each in runs.values() for name in each["metrics"]))
     first = next(iter(runs.values()))
-    return environment.from_string(folder.joinpath("continual.html.jinja").read_text()).render(
+    return filled(
+        "continual.html.jinja",
         title=title,
-        style=folder.joinpath("style.css").read_text(),
         columns=columns,
         rows=[
             (label, [shown(each["metrics"].get(name)) for name in columns])

@@ -5,11 +5,10 @@ import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from jaxforget.engine.files import write_atomically
-from jaxforget.report.page import data_uri, yaml_text
+from jaxforget.report.page import data_uri, filled, yaml_text
 from jaxforget.report.plots import COLOURS, INK, new_figure, svg_of
 from jaxforget.report.tables import shown
 
@@ -29,14 +28,10 @@ def write_meta(results: Mapping[str, Any], out: str | pathlib.Path) -> pathlib.P
 
 def render(results: Mapping[str, Any]) -> str:
     """The page as HTML text; needs no network, embeds everything."""
-    import jinja2
-
-    folder = resources.files("jaxforget.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     verdicts, models = results["verdicts"], results["models"]
     names = [each["metric"] for each in verdicts]
-    return environment.from_string(folder.joinpath("meta.html.jinja").read_text()).render(
-        style=folder.joinpath("style.css").read_text(),
+    return filled(
+        "meta.html.jinja",
         verdict=results["verdict"],
         columns=COLUMNS,
         rows=[(each["metric"], [shown(each[name]) for name in COLUMNS]) for each in verdicts],

@@ -36,18 +36,28 @@ def write_report(
     return pathlib.Path(out)
 
 
-def render(runs: Sequence[RunSummary], title: str) -> str:
-    """The page as HTML text; needs no network, embeds everything."""
+def filled(template: str, **values: Any) -> str:
+    """A page of this package as HTML text.
+
+    Args:
+      template: file beside this one.
+      values: what it names; one that is missing raises. The style is there by itself.
+    """
     import jinja2
 
     folder = resources.files("jaxforget.report")
-    template = folder.joinpath("page.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(folder.joinpath(template).read_text())
+    return page.render(style=folder.joinpath("style.css").read_text(), **values)
+
+
+def render(runs: Sequence[RunSummary], title: str) -> str:
+    """The page as HTML text; needs no network, embeds everything."""
     rows = [run.row() for run in runs]
     curves = [svg for run in runs if (svg := loss_curves(run))]
-    return environment.from_string(template).render(
+    return filled(
+        "page.html.jinja",
         title=title,
-        style=folder.joinpath("style.css").read_text(),
         columns=COLUMNS,
         rows=[{key: shown(value) for key, value in row.items()} for row in rows],
         trade_off=trade_off(runs) if len(runs) > 1 else "",
