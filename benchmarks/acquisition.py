@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from jaxforget import config as configs  # noqa: E402
-from jaxforget.acquire_config import AcquireConfig  # noqa: E402
+from jaxforget.config.acquire import AcquireConfig  # noqa: E402
 from jaxforget.data.injection import Schedule, schedule_of  # noqa: E402
 from jaxforget.evals import acquisition as acq  # noqa: E402
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from jaxforget.config.stream import ScratchConfig
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.engine.files import write_json
 from jaxforget.models import Compute
 from jaxforget.report.console import live
-from jaxforget.stream_config import ScratchConfig
 from jaxforget.studies import Events, continual
 from jaxforget.studies.continual import scratch
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         SweepConfig,
         UnlearnConfig,
     )
+    from jaxforget.config.stream import ContinualConfig
     from jaxforget.models.language_model import LanguageModel, load
-    from jaxforget.stream_config import ContinualConfig
     from jaxforget.studies import Result, audit, continual, evaluate, finetune, sweep, unlearn
 
 _MODULES = (
@@ -39,7 +39,7 @@ _NAMES = {
     "finetune": "jaxforget.studies",
     "audit": "jaxforget.studies",
     "continual": "jaxforget.studies",
-    "ContinualConfig": "jaxforget.stream_config",
+    "ContinualConfig": "jaxforget.config.stream",
     "evaluate": "jaxforget.studies",
     "sweep": "jaxforget.studies",
     "UnlearnConfig": "jaxforget.config",

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from jaxforget import cli, methods
 from jaxforget import config as configs
-from jaxforget.acquire_config import AcquireConfig
+from jaxforget.config.acquire import AcquireConfig
+from jaxforget.config.stream import ContinualConfig
 from jaxforget.methods import catalogue
 from jaxforget.methods.__main__ import TABLES, between
-from jaxforget.stream_config import ContinualConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

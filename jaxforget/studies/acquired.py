@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxforget.acquire_config import LookConfig
+from jaxforget.config.acquire import LookConfig
 from jaxforget.data.facts import Probe
 from jaxforget.data.injection import Schedule
 from jaxforget.engine.errors import UserError

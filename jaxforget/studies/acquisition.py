@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxforget import config as configs
-from jaxforget.acquire_config import AcquireConfig
+from jaxforget.config.acquire import AcquireConfig
 from jaxforget.data.facts import Fact, facts_of, probes_of
 from jaxforget.data.injection import InjectedBatches, Schedule, schedule_of
 from jaxforget.data.records import Record

@@ -17,7 +17,7 @@ from jaxforget.data.sources import DataSource, load_records
 from jaxforget.data.template import Template
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.files import write_json
-from jaxforget.engine.mesh import make_mesh
+from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.evals.attacks import SETS, Attack, AuditData, Finding, weight_changes
@@ -234,7 +234,7 @@ def _stamp(path: str) -> str:
 
 def _digest(config: AuditConfig, subjects: Subjects) -> str:
     free = {"run_dir": None, "attacks": None}
-    same = dataclasses.replace(config, **free, mesh=configs.MeshConfig(), resume="auto")
+    same = dataclasses.replace(config, **free, mesh=MeshConfig(), resume="auto")
     sources = {name: repr(source) for name, source in subjects.sources.items()}
     return f"{config_digest(same)} {sources} {subjects.template} {subjects.max_length}"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxforget import config as configs
 from jaxforget import strategies
+from jaxforget.config.stream import ContinualConfig, ScratchConfig
 from jaxforget.data.fictitious import train_tokenizer
 from jaxforget.data.pack import pack_all
 from jaxforget.data.records import Record
@@ -29,7 +30,6 @@ from jaxforget.evals import forgetting
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models import Compute
 from jaxforget.models.language_model import LanguageModel, from_scratch, load
-from jaxforget.stream_config import ContinualConfig, ScratchConfig
 from jaxforget.studies.common import (
     SILENT,
     Events,
@@ -471,7 +471,7 @@ def _page(run: RunDirectory, labels: Sequence[str]) -> None:
 
 
 def table_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """A row a run of a finished study, for the terminal."""
-    found = json.loads(run.results.read_text())["runs"]
+    """A row a run of a finished study of several, for the terminal; none of a single one."""
+    found = json.loads(run.results.read_text()).get("runs", {})
     names = ("mean_nll", "learned_nll", "backward_transfer", "forgetting", "min_score")
     return [{"run": label, **{n: row.get(n) for n in names}} for label, row in found.items()]

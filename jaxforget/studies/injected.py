@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxforget.acquire_config import AcquireConfig
 from jaxforget.combiners import weighted_sum
+from jaxforget.config.acquire import AcquireConfig
 from jaxforget.data.facts import Probe
 from jaxforget.data.injection import InjectedBatches, Schedule
 from jaxforget.data.sets import TokenisedSet

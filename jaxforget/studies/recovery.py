@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxforget.config.stream import ContinualConfig
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.evals.brief_training import brief_training
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models.language_model import LanguageModel
-from jaxforget.stream_config import ContinualConfig
 
 
 def recovered_nll(

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxforget.combiners import weighted_sum
+from jaxforget.config.stream import ContinualConfig
 from jaxforget.data import memory as memories
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.stream import TRAIN, Draws, StreamBatches, chosen, planned
@@ -46,7 +47,6 @@ from jaxforget.strategies import (
     prepared,
 )
 from jaxforget.strategies.strategy import NLL
-from jaxforget.stream_config import ContinualConfig
 from jaxforget.studies.common import to_host
 from jaxforget.studies.inputs import step_inputs
 from jaxforget.studies.material import material

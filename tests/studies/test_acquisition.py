@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxforget.acquire_config import AcquireConfig
 from jaxforget.config import build
+from jaxforget.config.acquire import AcquireConfig
 from jaxforget.data.facts import probes_of
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.data.template import Template

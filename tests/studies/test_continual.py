@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxforget.config.stream import ContinualConfig
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.models.language_model import load
-from jaxforget.stream_config import ContinualConfig
 from jaxforget.studies import continual
 from jaxforget.studies import stream as streams
 from jaxforget.studies.continual import distances, order_of

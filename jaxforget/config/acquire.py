@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Len
 from pydantic import BeforeValidator
 
-from jaxforget.config import LoraConfig, Source, TrainConfig
+from jaxforget.config.schemas import LoraConfig, TrainConfig
+from jaxforget.config.stream import ScratchConfig
 from jaxforget.data.injection import Mode
+from jaxforget.data.sources import Source
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
-from jaxforget.stream_config import ScratchConfig
 
 type Sources = Annotated[
     tuple[Source, ...], Len(1), BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v])

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Len, Lt
 
-from jaxforget.config import LoraConfig, Source, TrainConfig
+from jaxforget.config.schemas import LoraConfig, TrainConfig
 from jaxforget.data.memory import Kind
+from jaxforget.data.sources import Source
 from jaxforget.data.template import Template
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig

@@ -1,0 +1,5 @@
+"""`python -m jaxforget.cli`."""
+
+from jaxforget.cli import main
+
+main()
