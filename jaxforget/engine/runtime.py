@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import pathlib
+import warnings
 
 import jax
 
@@ -25,6 +26,8 @@ def compiler_options() -> dict[str, bool] | None:
     """Options for `jax.jit(compiler_options=...)`; None where the backend's defaults are best.
 
     Experimental options may vanish with a new XLA: they are probed once by a tiny compilation.
+    Programs with oneDNN calls cannot be kept in the compilation cache: JAX compiles them anew in
+    every process, and its warning at each is silenced. `JAXFORGET_ONEDNN=0` forbids the options.
     """
     if jax.default_backend() != "cpu" or os.environ.get("JAXFORGET_ONEDNN", "1") == "0":
         return None
@@ -35,6 +38,7 @@ def compiler_options() -> dict[str, bool] | None:
     except Exception as error:  # any refusal means: do without
         log.info("XLA refused the oneDNN options (%s); using its defaults", error)
         return None
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     return _CPU_ONEDNN
 
 

@@ -63,3 +63,28 @@ def test_importing_touches_no_device():
         [sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True
     )
     assert done.stdout.split() == ["3"], done.stderr
+
+
+CACHED = """
+import sys
+import jax, jax.numpy as jnp
+from jaxforget.engine.runtime import compiler_options, use_compile_cache
+jax.config.update("jax_platforms", "cpu")
+use_compile_cache(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+# on CPUs with AMX this softmax becomes a call of oneDNN, which the cache cannot keep
+program = jax.jit(lambda x: jax.nn.softmax(x @ x), compiler_options=compiler_options())
+print(float(program(jnp.ones((256, 256))).sum()))
+"""
+
+
+def test_programs_that_the_cache_cannot_keep_still_run_without_a_warning(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", CACHED, str(tmp_path)],
+        env={**environment, "JAXFORGET_ONEDNN": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(256, abs=1e-3)
