@@ -19,6 +19,8 @@ _CPU_ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_c
 # M_MMAP_MAX: nothing is mapped by itself; M_TRIM_THRESHOLD: bytes kept at the end of the heap;
 # M_TOP_PAD: bytes that it grows by
 _KEEP = {-4: 0, -1: 2**31 - 1, -2: 2**26}
+# M_ARENA_MAX: threads share the main heap; one of their own ends at 64 MiB and is given back
+_ONE_ARENA = (-8, 1)
 
 
 @functools.cache
@@ -57,17 +59,21 @@ def keep_freed_memory() -> bool:
     XLA asks the C library for a program's buffers anew at every call; glibc gives large ones back
     to the kernel at once, which clears every page of them again. Small models then take their
     steps in two thirds of the time (docs/performance.md), for about a tenth more resident memory.
-    It holds for the whole process, so that studies ask for it and library functions do not.
+    It holds for the whole process, so that studies ask for it and library functions do not; in
+    full only where it is asked for before JAX has started its threads.
     `JAXFORGET_KEEP_MEMORY=0` forbids it.
 
     Returns:
       Whether it was done: only on CPUs, and where the C library is glibc.
     """
-    if jax.default_backend() != "cpu" or os.environ.get("JAXFORGET_KEEP_MEMORY", "1") == "0":
+    if os.environ.get("JAXFORGET_KEEP_MEMORY", "1") == "0":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
+        return False
+    mallopt(*_ONE_ARENA)  # before the backend's threads exist, thus before it is known
+    if jax.default_backend() != "cpu":
         return False
     return all(mallopt(option, value) == 1 for option, value in _KEEP.items())
 

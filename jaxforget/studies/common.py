@@ -73,6 +73,7 @@ class Result:
 @contextlib.contextmanager
 def opened(config: Any) -> Iterator[RunDirectory]:
     """The run directory, locked, its configuration checked and recorded, its log attached."""
+    keep_freed_memory()
     run = RunDirectory(pathlib.Path(config.run_dir).absolute())
     with contextlib.ExitStack() as stack:
 
@@ -84,7 +85,6 @@ def opened(config: Any) -> Iterator[RunDirectory]:
             stack.enter_context(_logged(run))
 
         on_first(claim)
-        keep_freed_memory()
         use_compile_cache(run.cache / "programs")
         yield run
 

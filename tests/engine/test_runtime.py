@@ -14,7 +14,7 @@ from jaxforget.engine.runtime import keep_freed_memory
 jax.config.update("jax_platforms", "cpu")
 kept = keep_freed_memory()
 program = jax.jit(lambda x: x + 1.0)
-x = jnp.zeros((2048, 2048))
+x = jnp.zeros((4096, 4096))
 for _ in range(20):
     program(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,7 +26,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_memory_that_programs_free_is_kept_unless_forbidden():
-    """Pages of a 16 MiB result are touched anew at every call, or only at the first."""
+    """Pages of a 64 MiB result are touched anew at every call, or only at the first."""
     found = {}
     for setting in ("1", "0"):
         environment = {**os.environ, "JAXFORGET_KEEP_MEMORY": setting}
