@@ -10,8 +10,6 @@ os.environ.setdefault(
     str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"),
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# programs with oneDNN calls cannot be cached, so that every test would compile its own
-os.environ.setdefault("JAXFORGET_ONEDNN", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

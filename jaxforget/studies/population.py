@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,20 @@ class Population:
         return [config.train.seed for config in self.configs]
 
 
+class Trained(NamedTuple):
+    """A member after its training.
+
+    Attributes:
+      leaves: all of the model's on the host; adapters beside their weights.
+      refused: steps whose loss or gradient was not finite.
+      diverged: whether a run of its own would have stopped for them.
+    """
+
+    leaves: Params
+    refused: int
+    diverged: bool
+
+
 def member_method(config: UnlearnConfig, hyper: Hyper) -> Method:
     """The method of a member, its varying parameters taken from `hyper`."""
     traced = {
@@ -128,7 +142,7 @@ def train_population(
     run: RunDirectory,
     mesh: Mesh,
     listen: Callable[[Progress], None] = lambda _: None,
-) -> list[Params]:
+) -> list[Trained]:
     """Train every member, logging to and resuming from a run directory.
 
     Args:
@@ -139,7 +153,7 @@ def train_population(
       mesh: of the run.
       listen: told of every logged step; metrics are named `<metric>/<member>`.
     Returns:
-      All leaves of every member on the host; adapters beside their weights.
+      Every member. One that diverges keeps its last finite parameters and stops nobody else.
     """
     config, count = population.first, len(population.configs)
     method = member_method(config, {})
@@ -196,8 +210,15 @@ def train_population(
         finally:
             inputs.close()
             stream.close()
-    final = jax.tree.map(np.asarray, state.params)
-    return [merge(frozen, jax.tree.map(lambda leaf, i=i: leaf[i], final)) for i in range(count)]
+    final, skips = jax.tree.map(np.asarray, (state.params, state.skips))
+    return [
+        Trained(
+            merge(frozen, jax.tree.map(lambda leaf, i=i: leaf[i], final)),
+            int(skips.total[i]),
+            bool(skips.in_a_row[i] >= settings.max_skipped),
+        )
+        for i in range(count)
+    ]
 
 
 def _step(

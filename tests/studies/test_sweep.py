@@ -119,6 +119,23 @@ def test_seeds_have_their_own_data_and_adapters(world, tmp_path):
     same_as_single_runs(world, out, config, [0, 1])
 
 
+def test_a_setting_that_diverges_stops_no_other(world, tmp_path):
+    out, config = tmp_path / "sweep", base(world)
+    config["train"] = {**config["train"], "max_skipped": 2}
+    grid = {"optimizer.learning_rate": [3e-3, 1e30]}
+    jf.sweep({"base": config, "grid": grid, "run_dir": str(out)})
+    results = json.loads((out / "results.json").read_text())
+    good, bad = results["members"]
+    assert results["best"] == 0 and results["frontier"] == [0]
+    assert not good["diverged"] and good["refused_steps"] == 0
+    assert bad["diverged"] and bad["refused_steps"] >= 2 and bad["metrics"] == {}
+    assert "1e+30 diverged" in (out / "log.txt").read_text()
+    same_as_single_runs(world, out, config, [0])
+    with pytest.raises(UserError, match="every setting diverged"):
+        grid = {"optimizer.learning_rate": [1e30]}
+        jf.sweep({"base": config, "grid": grid, "run_dir": str(tmp_path / "none")})
+
+
 def test_whole_models_and_optimizers_without_adapters(world, tmp_path):
     out = tmp_path / "sweep"
     config = base(world, method="kl_min", lora=None)
