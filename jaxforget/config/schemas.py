@@ -49,6 +49,8 @@ class TrainConfig:
       entity_column: column that says whom a row is about, for "modular"; rows of the retain set
         without it, or with an empty value or "general", are about nobody in particular.
       accumulate: micro-batches a step is divided into.
+      peer_compat: with `accumulate`, average the micro-batches' own means, as open-unlearning
+        does, instead of one mean over the step; targets in short micro-batches then weigh more.
       row_length: tokens of a packed row, a multiple of 64 at best; None: chosen to waste little.
       compute: dtype of the matrix products; master weights stay as loaded.
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
@@ -74,6 +76,7 @@ class TrainConfig:
     ratio: Annotated[float, Gt(0)] | None = None
     entity_column: str | None = None
     accumulate: Annotated[int, Ge(1)] = 1
+    peer_compat: bool = False
     row_length: Annotated[int, Ge(8)] | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"

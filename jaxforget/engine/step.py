@@ -1,6 +1,6 @@
 """Pieces of a training step as pure functions: gradients of terms, accumulation, guarded update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from jaxforget.engine.types import (
     Objective,
     Reference,
     ScoreFn,
+    Separable,
     Skips,
     State,
     Terms,
@@ -63,10 +64,11 @@ def term_gradients(
     batches: Batches,
     reference: Reference,
 ) -> tuple[Gradients, Terms, Metrics]:
-    """Terms and their gradients from one forward pass.
+    """Terms and their gradients.
 
-    A combiner that is a plain weighted sum costs one backward pass; any other pulls each term
-    back through the same linearisation once.
+    A combiner that is a plain weighted sum costs one forward and one backward pass. So do the
+    gradients of single terms where each term has rows of its own (see `Separable`); where terms
+    share rows, each is pulled back through the same linearisation once.
     """
 
     def terms_of(trained: Params) -> tuple[Terms, Metrics]:
@@ -83,12 +85,66 @@ def term_gradients(
         gradient, (terms, metrics) = jax.grad(weighted, has_aux=True)(params)
         return {SUM: gradient}, terms, metrics
 
+    single = objective.apart if isinstance(objective, Separable) else None
+    if single is not None:
+        return _each_alone(single, score, params, batches, reference)
     terms, pull_back, metrics = jax.vjp(terms_of, params, has_aux=True)
     gradients = {}
     for name in terms:
         seed = {other: jnp.float32(other == name) for other in terms}
         (gradients[name],) = pull_back(seed)
     return gradients, terms, metrics
+
+
+def _each_alone(
+    objectives: Mapping[str, Objective],
+    score: ScoreFn,
+    params: Params,
+    batches: Batches,
+    reference: Reference,
+) -> tuple[Gradients, Terms, Metrics]:
+    gradients: Gradients = {}
+    terms: Terms = {}
+    metrics: Metrics = {}
+    for name, objective in objectives.items():
+
+        def term(
+            trained: Params, name: str = name, objective: Objective = objective
+        ) -> tuple[Array, Metrics]:
+            found, more = objective(score, trained, batches, reference)
+            return found[name], more
+
+        (terms[name], more), gradients[name] = jax.value_and_grad(term, has_aux=True)(params)
+        metrics |= more
+    return gradients, terms, metrics
+
+
+def micro_batch_means(objective: Objective, parts: int) -> Objective:
+    """The peer's reduction: the mean over the micro-batches of their own means.
+
+    Ours is one mean over the whole step; here a target in a short micro-batch weighs more.
+
+    Args:
+      objective: of whole steps.
+      parts: micro-batches of a step.
+    Returns:
+      The same terms of one micro-batch, as its share of a step; counts of tokens stay counts.
+    Source: open-unlearning on transformers 4.45, where each micro-batch's loss is divided by
+      the number of them.
+    """
+
+    def averaged(
+        score: ScoreFn, params: Params, batches: Batches, reference: Reference
+    ) -> tuple[Terms, Metrics]:
+        own = {role: replace(batch, totals=None) for role, batch in batches.items()}
+        terms, metrics = objective(score, params, own, reference)
+        means = {
+            name: value if name.endswith("_tokens") else value / parts
+            for name, value in metrics.items()
+        }
+        return {name: term / parts for name, term in terms.items()}, means
+
+    return averaged
 
 
 def accumulated_gradients(

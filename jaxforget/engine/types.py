@@ -6,7 +6,7 @@ T target slots of a row (see `Scores`), D hidden width, V vocabulary.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax import Array
@@ -187,6 +187,19 @@ type Objective = Callable[[ScoreFn, Params, Batches, Reference], tuple[Terms, Me
 Every term and metric is this batch's *share* of a mean: with `totals` set, the shares of the
 micro-batches of one step add up to the value over the whole step.
 """
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """An objective that can say what its terms cost one by one.
+
+    Attributes:
+      apart: by name of the term, in order, an objective of that term alone, which reads only its
+        rows; None where terms share rows, so that one pass over all is cheaper.
+    """
+
+    @property
+    def apart(self) -> Mapping[str, Objective] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Losses towards adjusted distributions: the model's own or the starting model's, changed.
 
 Each is a mean over labelled targets. The peer averages UNDIAL over prompt and padding as well,
-where its target index -100 silently names a word of the vocabulary; `open_unlearning.undial`
-reproduces both.
+where its target index -100 silently names a word of the vocabulary: `undial(...,
+peer_compat=True)`, and `open_unlearning.undial` for its mean.
 """
 
 import jax
@@ -34,17 +34,22 @@ def cross_entropy_unlearning(logits: Array, targets: Array) -> Array:
     return -jnp.where(goal > 0, goal * logq, 0.0).sum(-1)
 
 
-def undial(logits: Array, start_logits: Array, targets: Array, beta: float) -> Array:
+def undial(
+    logits: Array, start_logits: Array, targets: Array, beta: float, *, peer_compat: bool = False
+) -> Array:
     """UNDIAL: cross entropy to the starting model whose target's logit is lowered by beta.
 
     Args:
       logits, start_logits: float32 `[R, V]`; no gradient flows into the latter.
-      targets: int32 `[R]`.
+      targets: int32 `[R]`; where it names no word, such as the -100 of prompts, nothing is lowered.
       beta: >= 0; 0 distils the starting model itself.
+      peer_compat: negative targets count from the end of the vocabulary, as in open-unlearning.
     Returns:
       float32 `[R]`, nats.
     Source: Dong et al. 2024 (arXiv 2402.10052), eq. 3.
     """
+    if peer_compat:
+        targets = jnp.where(targets < 0, logits.shape[-1] + targets, targets)
     lowered = jax.lax.stop_gradient(start_logits) - beta * _is_target(logits, targets)
     goal = jax.nn.softmax(lowered, axis=-1)
     return -(goal * jax.nn.log_softmax(logits, axis=-1)).sum(-1)

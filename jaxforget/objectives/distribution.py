@@ -2,7 +2,7 @@
 
 The divergence is averaged over labelled targets. The peer (open-unlearning) averages over every
 position of its padded batch, prompt and padding included; padding has no counterpart in packed
-rows, so its number comes from `objectives.open_unlearning`, on padded arrays.
+rows, so its number comes from `kl_divergence(..., peer_compat=True)` on padded arrays.
 """
 
 import jax
@@ -15,16 +15,21 @@ from jaxforget.objectives.shares import counts, masked_mean, share
 from jaxforget_kernels import linear_kl
 
 
-def kl_divergence(logits_p: Array, logits_q: Array, *, mask: Array | None = None) -> Array:
+def kl_divergence(
+    logits_p: Array, logits_q: Array, *, mask: Array | None = None, peer_compat: bool = False
+) -> Array:
     """KL(p || q) of categorical distributions, mean over positions.
 
     Args:
       logits_p: float32 `[..., V]`, unnormalised log-probabilities of p (the reference).
       logits_q: the same of q (the model); same shape.
       mask: `[...]`, bool or 0/1; False positions do not count; None counts all.
+      peer_compat: count every position whatever `mask` says, prompt and padding too, as
+        open-unlearning does.
     Returns:
       Scalar float32, nats, >= 0 up to rounding; 0 where nothing counts.
     """
+    mask = None if peer_compat else mask
     if mask is not None:  # a masked NaN must not reach the gradient either
         keep = (mask != 0)[..., None]
         logits_p, logits_q = jnp.where(keep, logits_p, 0.0), jnp.where(keep, logits_q, 0.0)

@@ -2,9 +2,9 @@
 
 The functions of this package differ from them on purpose in three ways: KL and UNDIAL are averaged
 over labelled targets, not over prompt and padding; nothing is ever indexed by -100; and terms are
-means over the whole step, not means of micro-batch means. Where one micro-batch holds the step,
-the others agree (a test compares them). These here are for reading numbers, not for training:
-they need whole arrays of logits.
+means over the whole step, not means of micro-batch means (`train.peer_compat` trains with those).
+Where one micro-batch holds the step, the others agree (a test compares them). These here are for
+reading numbers, not for training: they need whole arrays of logits.
 
 Throughout: `logits` float32 `[B, T, V]` as the model emits them; `labels` int `[B, T]`, the input
 ids themselves with -100 where nothing is to be learned, so that position t predicts label t + 1.
@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxforget.objectives import adjusted
+from jaxforget.objectives.distribution import kl_divergence
+
 IGNORED = -100
 
 
@@ -28,8 +31,7 @@ def nll(logits: Array, labels: Array) -> Array:
 
 def kl_retain(logits: Array, ref_logits: Array) -> Array:
     """KL(reference || model), averaged over all positions, prompt and padding included."""
-    log_q, log_p = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
-    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+    return kl_divergence(ref_logits, logits, peer_compat=True)
 
 
 def npo(logits: Array, ref_logits: Array, labels: Array, *, beta: float) -> Array:
@@ -66,10 +68,10 @@ def undial(logits: Array, ref_logits: Array, labels: Array, *, beta: float) -> A
     Where nothing is labelled, the label -100 names the vocabulary's entry V - 100, whose logit is
     lowered there; V must be at least 100.
     """
-    index = jnp.where(labels[:, 1:] == IGNORED, logits.shape[-1] + IGNORED, labels[:, 1:])
-    lowered = ref_logits[:, :-1] - beta * jax.nn.one_hot(index, logits.shape[-1])
-    goal = jax.nn.softmax(lowered)
-    return -(goal * jax.nn.log_softmax(logits[:, :-1])).sum(-1).mean()
+    flat = (logits[:, :-1], ref_logits[:, :-1])
+    now, start = (each.reshape(-1, each.shape[-1]) for each in flat)
+    targets = labels[:, 1:].reshape(-1)
+    return adjusted.undial(now, start, targets, beta, peer_compat=True).mean()
 
 
 def weighted_ascent(

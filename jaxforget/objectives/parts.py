@@ -14,6 +14,7 @@ from jaxforget.engine.tree import Params
 from jaxforget.engine.types import (
     Batches,
     Metrics,
+    Objective,
     Reference,
     ReferenceScores,
     ScoreFn,
@@ -53,6 +54,9 @@ class Part:
 def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> ObjectiveSpec:
     """An objective of named parts, from one forward pass over all their roles.
 
+    Where no two parts read the same role, a combiner that asks for every term's own gradient gets
+    it from a pass over that term's rows alone.
+
     Args:
       parts: by name of the term, in order; None is left out.
       together: see `score_roles`.
@@ -64,7 +68,7 @@ def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> Obje
     terms = {name: part for name, part in parts.items() if part is not None}
     if not terms:
         raise UserError("an objective needs at least one term")
-    roles = tuple(dict.fromkeys(role for part in terms.values() for role in part.roles))
+    roles = _roles(terms)
     layers = {part.residual for part in terms.values() if part.residual is not None}
     if len(layers) > 1:
         raise UserError(f"terms of one objective must read the same layer, not {sorted(layers)}")
@@ -75,21 +79,54 @@ def assemble(parts: Mapping[str, Part | None], *, together: bool = True) -> Obje
     values = next(iter(read), None)
     options: dict[str, Any] = {} if residual is None else {"residual": residual}
     options |= {} if values is None else {"values": values}
+    needs = replace(_needs(roles, terms, residual), values=values)
+    return ObjectiveSpec(Assembled(terms, options, together), needs, tuple(terms))
 
-    def objective(
-        score: ScoreFn, params: Params, batches: Batches, cached: Reference
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """An objective of named parts; see `assemble`.
+
+    Attributes:
+      terms: the parts by name.
+      options: what the model is asked for besides log-probabilities.
+      together: see `score_roles`.
+    """
+
+    terms: Mapping[str, Part]
+    options: Mapping[str, Any]
+    together: bool
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Data sets that it reads."""
+        return _roles(self.terms)
+
+    @property
+    def apart(self) -> Mapping[str, Objective] | None:
+        """See `jaxforget.engine.types.Separable`."""
+        read = [role for part in self.terms.values() for role in part.roles]
+        if len(self.terms) < 2 or len(set(read)) < len(read):
+            return None
+        return {name: replace(self, terms={name: part}) for name, part in self.terms.items()}
+
+    def __call__(
+        self, score: ScoreFn, params: Params, batches: Batches, cached: Reference
     ) -> tuple[Terms, Metrics]:
-        scores = score_roles(score, params, batches, roles, together=together, **options)
+        """See `jaxforget.engine.types.Objective`."""
+        roles = self.roles
+        scores = score_roles(score, params, batches, roles, together=self.together, **self.options)
         metrics: Metrics = {}
         found: Terms = {}
-        for name, part in terms.items():
+        for name, part in self.terms.items():
             found[name], more = part.value(scores, cached)
             metrics |= more
         tokens = {f"{role}_tokens": labelled_count(scores[role]) for role in roles}
         return found, {**metrics, **tokens}
 
-    needs = replace(_needs(roles, terms, residual), values=values)
-    return ObjectiveSpec(objective, needs, tuple(terms))
+
+def _roles(terms: Mapping[str, Part]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(role for part in terms.values() for role in part.roles))
 
 
 def _needs(roles: tuple[str, ...], terms: Mapping[str, Part], residual: int | None) -> Needs:

@@ -34,7 +34,7 @@ from jaxforget.engine.types import State
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies.inputs import joined, reference_heads
-from jaxforget.studies.training import divide, loop_of, plan_batches
+from jaxforget.studies.training import divide, loop_of, objective_of, plan_batches
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _step(
     method = member_method(config, hyper)
     step = loop_of(method, config.train).make(
         lm.score,
-        method.objective,
+        objective_of(method, config.train),
         method.combiner,
         member_optimizer(config, hyper, steps),
         accumulate=config.train.accumulate,

@@ -22,9 +22,10 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
 from jaxforget.engine.state import init_state
+from jaxforget.engine.step import micro_batch_means
 from jaxforget.engine.train import Cadence, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
-from jaxforget.engine.types import Loop, State
+from jaxforget.engine.types import Loop, Objective, State
 from jaxforget.loops import with_realised_changes
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
@@ -169,6 +170,23 @@ def loop_of(method: Method, settings: TrainConfig) -> Loop:
     return with_realised_changes(method.loop) if settings.realised_changes else method.loop
 
 
+def objective_of(method: Method, settings: TrainConfig) -> Objective:
+    """What is minimised, reduced over micro-batches as the configuration says.
+
+    Raises:
+      UserError: `peer_compat` without micro-batches.
+    """
+    assert method.objective is not None, "an edit without training is not trained"
+    if not settings.peer_compat:
+        return method.objective
+    if settings.accumulate == 1:
+        raise UserError(
+            "train.peer_compat: with train.accumulate 1 a step is one micro-batch, and its mean "
+            "open-unlearning's already"
+        )
+    return micro_batch_means(method.objective, settings.accumulate)
+
+
 def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
     """Steps that training on these sets takes."""
     chosen = {role: sets[role] for role in method.needs.roles}
@@ -207,7 +225,7 @@ def train_model(
       watched: examples of which every step that sees one is recorded, see `recording`.
       judging: how it is evaluated while it goes on, or None.
     """
-    assert method.objective is not None, "an edit without training is not trained"
+    objective = objective_of(method, settings)
     trained_on = {role: sets[role] for role in method.needs.roles}
     batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned)
     trained, frozen = divide(lm, lora, settings)
@@ -230,7 +248,7 @@ def train_model(
     copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
     state = jax.jit(begin, out_shardings=placed)(copies)
     step = loop_of(method, settings).make(
-        lm.score, method.objective, method.combiner, transform, accumulate=settings.accumulate
+        lm.score, objective, method.combiner, transform, accumulate=settings.accumulate
     )
     compiled = compile_step(step, mesh, placed)
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)

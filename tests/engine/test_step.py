@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from engine import toy
 
 from jaxforget.engine.state import init_state
-from jaxforget.engine.step import split_rows, term_gradients
+from jaxforget.engine.step import micro_batch_means, split_rows, term_gradients
 from jaxforget.engine.types import Combiner
 from jaxforget.loops import plain
 
@@ -84,6 +86,40 @@ def test_accumulation_equals_the_undivided_step(parts, make):
     parted, parted_metrics = run(make(WEIGHTS), accumulate=parts)
     close(whole.params, parted.params, 1e-5)
     close(metrics, parted_metrics, 1e-4)
+
+
+def test_the_peers_reduction_is_the_mean_of_the_micro_batches_own_means():
+    """Rows 0, 2, ... and 1, 3, ... are the two micro-batches, the second with fewer targets."""
+    batches = {role: short_second(batch) for role, batch in BATCHES.items()}
+    halves = [
+        {r: rows_of(b, slice(first, None, 2)) for r, b in batches.items()} for first in (0, 1)
+    ]
+    params = toy.params()
+    terms = [toy.objective(toy.score, params, half, {})[0] for half in halves]
+    optimizer, combiner = optax.sgd(0.1), summed(WEIGHTS)
+    start = init_state(params, optimizer, combiner)
+    found = {}
+    for name, objective in (("peer", micro_batch_means(toy.objective, 2)), ("ours", toy.objective)):
+        step = plain(toy.score, objective, combiner, optimizer, accumulate=2)
+        found[name] = step(start, {}, batches, {})[1]
+    whole, _ = toy.objective(toy.score, params, batches, {})
+    for term in WEIGHTS:
+        means = (terms[0][term] + terms[1][term]) / 2
+        np.testing.assert_allclose(found["peer"][term], means, rtol=1e-5)
+        np.testing.assert_allclose(found["ours"][term], whole[term], rtol=1e-5)
+        assert abs(float(means) - float(whole[term])) > 1e-3
+
+
+def short_second(batch):
+    """Every second row keeps only its last labelled target."""
+    mask = np.array(batch.mask)
+    for row in mask[1::2]:
+        row[np.flatnonzero(row)[:-1]] = 0
+    return dataclasses.replace(batch, mask=mask)
+
+
+def rows_of(batch, some):
+    return jax.tree.map(lambda leaf: leaf[some], batch)
 
 
 def test_split_rows_deals_rows_so_that_shards_keep_theirs():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from objectives.cases import ALTERNATE, FORGET, PARAMS, RETAIN, SPECS, START, batches, evaluate
 
+from jaxforget.objectives import kl_divergence, undial
 from jaxforget.objectives import open_unlearning as peer
 
 GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden" / "peer_losses.npz")
@@ -82,3 +83,18 @@ def test_a_label_of_minus_100_names_a_word_in_undial():
     lowered = peer.undial(Z, REF, labels, beta=50.0)
     other = REF.at[..., REF.shape[-1] + peer.IGNORED].add(-50.0)
     np.testing.assert_allclose(lowered, peer.undial(Z, other, labels, beta=0.0), rtol=1e-5)
+
+
+def test_switches_turn_ours_into_theirs():
+    mask = jnp.zeros(REF.shape[:2]).at[:, 3:].set(1)
+    ours = kl_divergence(REF, Z, mask=mask)
+    assert abs(float(ours) - float(peer.kl_retain(Z, REF))) > 1e-3
+    theirs = kl_divergence(REF, Z, mask=mask, peer_compat=True)
+    np.testing.assert_allclose(theirs, GOLDEN["kl_retain_value"], rtol=2e-6)
+    flat, start = (each.reshape(-1, each.shape[-1]) for each in (Z[:, :-1], REF[:, :-1]))
+    labels = Y[:, 1:].reshape(-1)
+    assert (labels == peer.IGNORED).any()
+    theirs = undial(flat, start, labels, BETA, peer_compat=True)
+    np.testing.assert_allclose(theirs.mean(), GOLDEN["undial_value"], rtol=2e-6)
+    ours = undial(flat, start, labels, BETA)
+    np.testing.assert_array_equal(ours == theirs, labels != peer.IGNORED)
