@@ -113,7 +113,6 @@ TRAINED: Mapping[str, Recipe] = {
         formula="g_f + alpha (g_r - its part along g_f), of -NLL(forget) and NLL(retain)",
         parameters=p.BlurBilevel,
         build=_bilevel_first_order,
-        cost="1F + 2B",
     ),
     "ce_u": Recipe(
         title="CE-U",
