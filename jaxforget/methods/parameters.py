@@ -112,8 +112,14 @@ class Llmu:
 
 @dataclass(frozen=True)
 class Decoupled:
-    """Of `prompt_decouple`."""
+    """Of `prompt_decouple`: `base` forgets, "graddiff" by ascent, "po" by refusals.
 
+    With `retain` "none" or "kl" graddiff is the paper's GA or KL; its weights of retain and
+    decouple are 0.5 for GA and graddiff, 1 for KL and po.
+    """
+
+    base: Literal["graddiff", "po"] = "graddiff"
+    alternate_weight: Weight = 1.0
     forget_weight: Weight = 1.0
     retain_weight: Weight = 0.5
     decouple_weight: Weight = 0.5

@@ -22,6 +22,11 @@ def _kl_min(q: p.KlMin) -> ObjectiveSpec:
     return o.graddiff("kl" if q.direction == "forward" else "kl_reverse")
 
 
+def _decoupled(q: p.Decoupled) -> ObjectiveSpec:
+    base = o.graddiff if q.base == "graddiff" else o.alternate_objective
+    return o.decoupled(base(q.retain))
+
+
 def _pdu(q: p.Pdu) -> Built:
     settings = PrimalDualSettings(q.bound, q.start, q.rate, q.warmup)
     weights = {"forget": q.forget_weight, "retain": 1.0}
@@ -224,11 +229,11 @@ TRAINED: Mapping[str, Recipe] = {
         build=weighted(lambda q: o.alternate_objective(q.retain)),
     ),
     "prompt_decouple": Recipe(
-        title="Gradient difference with prompt decoupling",
+        title="Prompt decoupling",
         paper="SafeEraser, Chen et al. 2025 (arXiv 2502.12520)",
-        formula="-NLL(forget) + NLL(retain) + NLL(general)",
+        formula="-NLL(forget) + NLL(retain) + NLL(general); or PO's + NLL(general)",
         parameters=p.Decoupled,
-        build=weighted(lambda q: o.decoupled(o.graddiff(q.retain))),
+        build=weighted(_decoupled),
     ),
     "random_label": Recipe(
         title="Random labels",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxforget.engine.types import Reference, Scores
 from jaxforget.objectives import adjusted, alternates, representation, sink
-from jaxforget.objectives.parts import Part, assemble, reference_of
+from jaxforget.objectives.parts import Assembled, Part, assemble, reference_of
 from jaxforget.objectives.retain import Retain, kl_part, nll_part, residual_part, retain_part
 from jaxforget.objectives.sequence import (
     check_beta,
@@ -29,6 +29,7 @@ from jaxforget.objectives.spec import ObjectiveSpec
 from jaxforget.objectives.token import mean_logp, token_weights
 
 FORGET, RETAIN, ALTERNATE, POISONED = "forget", "retain", "alternate", "poisoned"
+DECOUPLE = "decouple"
 
 
 def gradient_ascent_objective() -> ObjectiveSpec:
@@ -210,14 +211,17 @@ def decoupled(base: ObjectiveSpec, role: str = "general") -> ObjectiveSpec:
     Source: SafeEraser (arXiv 2502.12520), eq. 5.
     """
     part = nll_part(role)
+    if isinstance(base.objective, Assembled):
+        terms = {**base.objective.terms, DECOUPLE: part}
+        return assemble(terms, together=base.objective.together)
 
     def objective(score, params, batches, reference):
         terms, metrics = base.objective(score, params, batches, reference)
         value, _ = part.value({role: score(params, batches[role])}, reference)
-        return {**terms, "decouple": value}, metrics
+        return {**terms, DECOUPLE: value}, metrics
 
     needs = replace(base.needs, roles=(*base.needs.roles, role))
-    return ObjectiveSpec(objective, needs, (*base.terms, "decouple"))
+    return ObjectiveSpec(objective, needs, (*base.terms, DECOUPLE))
 
 
 def flat_objective(divergence: alternates.Divergence = "tv") -> ObjectiveSpec:
