@@ -8,14 +8,11 @@ from annotated_types import Ge, Gt, Len, Lt
 
 from jaxforget.config.schemas import LoraConfig, TrainConfig
 from jaxforget.data.memory import Kind
+from jaxforget.data.order import Order
 from jaxforget.data.sources import Source
 from jaxforget.data.template import Template
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
-
-type Order = Literal["given", "reversed", "random", "similar", "dissimilar"]
-"""Tasks as listed, or backwards; at random; each next to the most similar one that is left, or to
-the least, beginning with the first that is listed."""
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from jaxforget.studies.common import (
     to_host,
 )
 from jaxforget.studies.common import opened as opened_run
-from jaxforget.studies.continual import finished_run, starting_model
 from jaxforget.studies.injected import Subject, read_looks, train_injected
+from jaxforget.studies.starting import finished_run, starting_model
 from jaxforget.studies.training import Trained
 
 _TEXT = Template(kind="none", end=True)

@@ -6,14 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxforget.config.stream import ContinualConfig
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.models.language_model import load
 from jaxforget.studies import continual
-from jaxforget.studies import stream as streams
-from jaxforget.studies.continual import distances, order_of
+from jaxforget.studies.streams import training
 
 CLOCKS = ("time", "tokens_per_second", "step_ms")
 
@@ -112,7 +110,7 @@ def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monk
     class Killed(BaseException):
         pass
 
-    save, ends = Checkpoints.save, streams._Trainer._task_ends
+    save, ends = Checkpoints.save, training._Trainer._task_ends
 
     def killing_save(self, step, state, data):
         save(self, step, state, data)
@@ -128,7 +126,7 @@ def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monk
         return ends(self, task, state)
 
     monkeypatch.setattr(Checkpoints, "save", killing_save)
-    monkeypatch.setattr(streams._Trainer, "_task_ends", killing_end)
+    monkeypatch.setattr(training._Trainer, "_task_ends", killing_end)
     for _ in range(2):
         with pytest.raises(Killed):
             continual(settings(world, torn, strategy=strategy))
@@ -177,30 +175,6 @@ def test_adapters_are_folded_between_tasks(world, tmp_path):
     shutil.rmtree(run / "model")
     continual(settings(world, run, **config))
     assert json.loads((run / "results.json").read_text())["matrix"] == results["matrix"]
-
-
-def test_tasks_are_ordered_by_likeness():
-    from jaxforget.data.sets import TokenisedSet
-
-    def words(*ids):
-        tokens = np.asarray(ids, np.int32)
-        ends = np.array([0, len(ids)])
-        return TokenisedSet(tokens, tokens, np.ones(len(ids), bool), ends, np.zeros(1), str(ids))
-
-    sets = [words(1, 1, 2), words(5, 5, 6), words(1, 2, 2), words(5, 6, 1)]
-    apart = distances(sets, 8)
-    assert apart[0, 1] == pytest.approx(np.log(2)) and apart[2, 2] == pytest.approx(0, abs=1e-12)
-    np.testing.assert_allclose(apart, apart.T)
-    base = {"stream": [{"name": "a", "data": "a", "evaluate": "a"}], "run_dir": "r", "model": "m"}
-    from jaxforget.config import build
-
-    def ordered(order):
-        return order_of(build(ContinualConfig, {**base, "order": order}), sets, 8)
-
-    assert ordered("similar") == [0, 2, 3, 1]
-    assert ordered("dissimilar")[:2] == [0, 1]
-    assert ordered("reversed") == [3, 2, 1, 0] and ordered("given") == [0, 1, 2, 3]
-    assert sorted(ordered("random")) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""From what was measured of a stream to results.json."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxforget.config.stream import ContinualConfig
+from jaxforget.evals import forgetting
+from jaxforget.studies.common import config_digest, environment, peak_bytes
+from jaxforget.studies.streams.looks import read_looks
+from jaxforget.studies.streams.stream import Stream, Streamed
+
+
+def results_of(
+    config: ContinualConfig,
+    stream: Stream,
+    streamed: Streamed,
+    order: Sequence[int],
+    recovered: Sequence[float] | None,
+) -> dict[str, Any]:
+    """results.json of one run.
+
+    Args:
+      config, stream, streamed: of the run.
+      order: its tasks, as places in the configuration.
+      recovered: mean NLL of earlier tasks after the recovery probe, or None.
+    """
+    rows = _rows(stream)
+    nll = np.asarray([row["nll"] for row in rows])
+    names = [config.stream[place].name for place in order]
+    matrix = {
+        "tasks": names,
+        "nll": nll.tolist(),
+        "tokens": rows[0]["tokens"],
+        "trained": ["start", *(task.name for task in stream.tasks)],
+    }
+    looks = read_looks(stream.run)
+    metrics = _metrics(nll) | _stability(looks, stream, config)
+    if recovered is not None:
+        metrics |= _regained(nll, recovered)
+    return {
+        "method": stream.strategy.name,
+        "model": config.model or "scratch",
+        "metrics": {
+            name: value if math.isfinite(value) else None for name, value in metrics.items()
+        },
+        "matrix": matrix,
+        "looks": looks,
+        "ends": stream.ends,
+        "recovered_nll": recovered,
+        "throughput": {
+            "tokens_per_second": streamed.tokens_per_second,
+            "step_ms": streamed.step_ms,
+            "steps": streamed.steps,
+            "step_bytes": streamed.step_bytes,
+            "peak_bytes": peak_bytes(),
+        },
+        "seconds": streamed.seconds,
+        **environment(),
+        "config_sha256": config_digest(config),
+    }
+
+
+def _rows(stream: Stream) -> list[dict[str, Any]]:
+    files = [stream.run.path / "tasks" / "start.json"]
+    files += [stream.folder(task) / "row.json" for task in range(len(stream.tasks))]
+    if stream.rehearsal_steps:
+        files[-1] = stream.run.path / "tasks" / "final.json"
+    return [json.loads(file.read_text()) for file in files]
+
+
+def _metrics(nll: np.ndarray) -> dict[str, float]:
+    """Of scores that are minus the mean NLL, equal weight for every task."""
+    scores = -nll
+    found = {
+        "mean_nll": float(nll[-1].mean()),
+        "perplexity": float(np.exp(nll[-1]).mean()),
+        "start_nll": float(nll[0].mean()),
+    }
+    if len(nll) == nll.shape[1] + 1 and nll.shape[1] > 1:
+        found |= {
+            "backward_transfer": forgetting.backward_transfer(scores),
+            "forward_transfer_from_start": forgetting.forward_transfer(scores),
+            "forgetting": forgetting.forgetting(scores),
+            "learned_nll": float(np.mean([nll[i + 1, i] for i in range(nll.shape[1])])),
+        }
+    return found
+
+
+def _regained(nll: np.ndarray, recovered: Sequence[float]) -> dict[str, float]:
+    """Backward transfer as it would be after the few steps of recovery."""
+    own = [nll[i + 1, i] for i in range(len(recovered))]
+    change = float(np.mean(np.asarray(own) - np.asarray(recovered)))
+    return {
+        "recovered_nll": float(np.mean(recovered)),
+        "backward_transfer_after_recovery": change,
+    }
+
+
+def _stability(
+    looks: Sequence[Mapping[str, Any]], stream: Stream, config: ContinualConfig
+) -> dict[str, float]:
+    every = config.measure.every
+    if not every or len(stream.tasks) < 2 or stream.strategy.data == "joint":
+        return {}
+    curves = -np.asarray([row["nll"] for row in looks])
+    ends = [end // every for end in stream.ends]
+    found = {
+        "probe_mean_score": float(curves[ends[-1]].mean()),
+        "min_score": forgetting.worst(curves[: ends[-1] + 1], ends),
+        "worst_case_score": forgetting.worst_case(curves[: ends[-1] + 1], ends),
+    }
+    for window in config.measure.windows:
+        found[f"windowed_forgetting_{window}"] = float(
+            forgetting.windowed_forgetting(curves, window).mean()
+        )
+        found[f"windowed_plasticity_{window}"] = float(
+            forgetting.windowed_plasticity(curves, window).mean()
+        )
+    return found
+
+
+def compare(found: dict[str, dict[str, Any]], reference: str) -> None:
+    """Add to every run's metrics how it stands against those of the run `reference`."""
+    for row in found.values():
+        row["above_reference_nll"] = row["mean_nll"] - found[reference]["mean_nll"]
+        if "learned_nll" in row:
+            row["intransigence"] = row["learned_nll"] - found[reference]["mean_nll"]
