@@ -4,15 +4,63 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from jaxforget.config.schemas import LoraConfig, TrainConfig
 from jaxforget.data.memory import Kind
 from jaxforget.data.order import Order
+from jaxforget.data.rehearsal import Law
 from jaxforget.data.sources import Source
 from jaxforget.data.template import Template
 from jaxforget.engine.mesh import MeshConfig
 from jaxforget.engine.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What an example is worth; higher is better. Pieces of one text share a column's value.
+
+    Attributes:
+      by: "likelihood", mean log-probability of its targets under `model`; "lqs", see
+        `jaxforget.evals.learnability`, by a proxy trained from `model`; "column", a number in the
+        data.
+      column: of the data, for "column".
+      model: a folder, id or run directory with the same tokenizer; None: the model that the
+        stream starts from.
+      target: a small clean set that the proxy is to become good at, for "lqs".
+      steps, batch_size: of the proxy on the task's own examples, and `learning_rate` of its plain
+        gradient descent.
+      every: steps between two visits to the examples.
+    """
+
+    by: Literal["likelihood", "lqs", "column"] = "likelihood"
+    column: str | None = None
+    model: str | None = None
+    target: Source | None = None
+    steps: Annotated[int, Ge(2)] = 100
+    batch_size: Annotated[int, Ge(1)] = 16
+    learning_rate: Annotated[float, Gt(0)] = 8e-3
+    every: Annotated[int, Ge(1)] = 10
+
+
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """Which of a task's examples are trained on, and in which order; see `jaxforget.data.order`.
+
+    Attributes:
+      kind: "shuffled", anew in every epoch; or by score in every epoch: upwards, downwards, or
+        folded. Joint and cumulative training shuffle what is kept.
+      layers: of folding.
+      first: of folding, rank of the lowest score.
+      keep: share of the examples that is trained on, those of the highest scores.
+      score: see `ScoreConfig`.
+    """
+
+    kind: Literal["shuffled", "ascending", "descending", "folding"] = "folding"
+    layers: Annotated[int, Ge(1)] = 3
+    first: Literal[0, 1] = 0
+    keep: Annotated[float, Gt(0), Le(1)] = 1.0
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 @dataclass(frozen=True)
@@ -24,12 +72,29 @@ class TaskConfig:
       data: what is trained on.
       evaluate: of the same kind, held out.
       steps: optimizer steps; None: `train.steps`, or as many as `train.epochs` need.
+      order: of its examples; None: shuffled, all of them.
     """
 
     name: str
     data: Source
     evaluate: Source
     steps: Annotated[int, Ge(1)] | None = None
+    order: ExamplesConfig | None = None
+
+
+@dataclass(frozen=True)
+class RehearsalConfig:
+    """How what is replayed is divided between the finished tasks.
+
+    Attributes:
+      law: see `jaxforget.data.rehearsal.Law`.
+      rate: exponent of "power", or rate of "exponential".
+      least: replayed examples of each finished task during a task, whatever the law says.
+    """
+
+    law: Law = "examples"
+    rate: Annotated[float, Ge(0)] = 1.0
+    least: Annotated[int, Ge(0)] = 1
 
 
 @dataclass(frozen=True)
@@ -42,12 +107,34 @@ class MemoryConfig:
       share: of the examples of every step, drawn from the memory and mixed with the new ones:
         as much is computed as without, and as much less of the new task is seen.
       batch_size: examples a step of every role that a strategy replays; None: `train.batch_size`.
+      rehearsal: by which law old tasks are replayed.
     """
 
     size: Annotated[int, Ge(1)] = 512
     kind: Kind = "balanced"
     share: Annotated[float, Ge(0), Lt(1)] = 0.0
     batch_size: Annotated[int, Ge(1)] | None = None
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+
+
+@dataclass(frozen=True)
+class InfiniteConfig:
+    """A learning rate without an end; see `jaxforget.strategies.infinite`. Its peak is
+    `optimizer.learning_rate`, whose own schedule and warm-up have no part in it.
+
+    Attributes:
+      constant: share of the peak that training goes on at, in (0, 1].
+      warmup, cooldown: steps, at the beginning of the stream.
+      anneal: last steps of the stream, in which the rate falls to `final`; 0: none, to be
+        continued later.
+      final: share of the peak at the end of the annealing, in (0, constant].
+    """
+
+    constant: Annotated[float, Gt(0), Le(1)] = 0.5
+    warmup: Annotated[int, Ge(0)] = 0
+    cooldown: Annotated[int, Ge(0)] = 0
+    anneal: Annotated[int, Ge(0)] = 0
+    final: Annotated[float, Gt(0), Le(1)] = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,7 +206,10 @@ class ContinualConfig:
       reference: label of the run that the others are compared with (intransigence), usually the
         joint one.
       optimizer_reset: whether the optimizer's moments start anew with every task.
-      schedule: the learning rate's schedule runs through once a task, or once a stream.
+      schedule: the learning rate's schedule runs through once a task (with a warm-up and a decay:
+        re-warmed and re-decayed), or once a stream; or an `InfiniteConfig`.
+      views: an example is seen so often in a row, and as much later again; see
+        `jaxforget.data.stream.walk`.
       measure: what is measured.
       resume, dtype, max_length, template, train, optimizer, lora, mesh: as for finetune; text is
         cut into pieces of `max_length`.
@@ -135,7 +225,8 @@ class ContinualConfig:
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: str | None = None
     optimizer_reset: Literal["never", "per_task"] = "never"
-    schedule: Literal["per_task", "stream"] = "per_task"
+    schedule: Literal["per_task", "stream"] | InfiniteConfig = "per_task"
+    views: Annotated[int, Ge(1)] = 1
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     resume: Literal["auto", "never"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -14,6 +14,7 @@ from jaxforget import config as configs
 from jaxforget import strategies
 from jaxforget.config.stream import ContinualConfig
 from jaxforget.data.order import order_of
+from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.sources import load_records
 from jaxforget.data.stream import joined
@@ -36,6 +37,7 @@ from jaxforget.studies.recovery import recovered_nll
 from jaxforget.studies.starting import finished_run, starting_model
 from jaxforget.studies.starting import scratch as scratch
 from jaxforget.studies.streams.measures import limited, probe_measure, row_measure
+from jaxforget.studies.streams.ordering import ordered, scores_of
 from jaxforget.studies.streams.results import compare, results_of
 from jaxforget.studies.streams.stream import Stream, Task
 from jaxforget.studies.streams.training import train_stream
@@ -47,6 +49,7 @@ PER_RUN = (
     "optimizer",
     "optimizer_reset",
     "schedule",
+    "views",
     "train",
     "lora",
     "model",
@@ -127,8 +130,9 @@ def _one(config: ContinualConfig, events: Events) -> Result:
         train = [tokens_of(part, lm, config, run) for part, _ in records]
         held = [tokens_of(part, lm, config, run) for _, part in records]
         held = [limited(each, config.measure.limit) for each in held]
+        ranked = _ranked(config, lm, records, train, run, events)
         order = order_of(config.order, train, lm.config.vocab_size, config.train.seed)
-        stream = _stream(config, strategy, lm, train, held, order, run)
+        stream = _stream(config, strategy, lm, train, held, order, ranked, run)
         events.stage(f"training ({strategy.name})")
         streamed = train_stream(stream, watch.seconds, events.progress)
         events.stage("exporting the model")
@@ -145,6 +149,27 @@ def _one(config: ContinualConfig, events: Events) -> Result:
         return Result(streamed.params, results["metrics"], run)
 
 
+def _ranked(
+    config: ContinualConfig,
+    lm: LanguageModel,
+    records: Sequence[tuple[Sequence[Record], Any]],
+    train: Sequence[TokenisedSet],
+    run: RunDirectory,
+    events: Events,
+) -> list[np.ndarray]:
+    """Of each task the examples to train on, in order, as places in its own set."""
+    found = []
+    for place, task in enumerate(config.stream):
+        own = np.arange(len(train[place]))
+        if task.order is not None:
+            events.stage(f"scoring examples of {task.name}")
+            own = ordered(
+                task.order, scores_of(place, lm, records[place][0], train[place], config, run)
+            )
+        found.append(own)
+    return found
+
+
 def _stream(
     config: ContinualConfig,
     strategy: strategies.Strategy,
@@ -152,19 +177,12 @@ def _stream(
     train: Sequence[TokenisedSet],
     held: Sequence[TokenisedSet],
     order: Sequence[int],
+    ranked: Sequence[np.ndarray],
     run: RunDirectory,
 ) -> Stream:
-    ordered = [train[place] for place in order]
-    whole, bounds = joined(ordered), np.cumsum([0, *map(len, ordered)])
-    names = [config.stream[place].name for place in order]
-    ids = [np.arange(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-    steps = [_steps(config, place, len(train[place])) for place in order]
-    if strategy.data == "joint":
-        tasks = [Task("all", np.arange(len(whole)), sum(steps))]
-    elif strategy.data == "cumulative":
-        tasks = [Task(n, np.arange(bounds[k + 1]), steps[k]) for k, n in enumerate(names)]
-    else:
-        tasks = [Task(n, i, s) for n, i, s in zip(names, ids, steps, strict=True)]
+    sets = [train[place] for place in order]
+    whole, starts = joined(sets), np.cumsum([0, *map(len, sets[:-1])])
+    ids = [first + ranked[place] for first, place in zip(starts, order, strict=True)]
     kept = [held[place] for place in order]
     mesh = meshes.make_mesh(config.mesh)
     rows = meshes.whole_rows(config.measure.batch_size, mesh)
@@ -172,13 +190,34 @@ def _stream(
         config,
         lm,
         whole,
-        tasks,
+        _tasks(config, strategy, order, ids),
         strategy,
         run,
         mesh,
         row_measure(lm, kept, rows, mesh),
         probe_measure(lm, kept, config.measure.probe, mesh),
     )
+
+
+def _tasks(
+    config: ContinualConfig,
+    strategy: strategies.Strategy,
+    order: Sequence[int],
+    ids: Sequence[np.ndarray],
+) -> list[Task]:
+    """What the strategy trains on in turn, from the examples of each task in order."""
+    own = [config.stream[place] for place in order]
+    steps = [_steps(config, place, len(i)) for place, i in zip(order, ids, strict=True)]
+    if strategy.data == "joint":
+        return [Task("all", np.concatenate(ids), sum(steps))]
+    found = []
+    for task, (about, some, count) in enumerate(zip(own, ids, steps, strict=True)):
+        if strategy.data == "cumulative":
+            found.append(Task(about.name, np.concatenate(ids[: task + 1]), count))
+        else:
+            shuffled = about.order is None or about.order.kind == "shuffled"
+            found.append(Task(about.name, some, count, shuffled))
+    return found
 
 
 def _steps(config: ContinualConfig, place: int, examples: int) -> int:

@@ -24,11 +24,13 @@ class Task:
       name: of the domain; "all" where everything is trained at once.
       ids: its examples among those of the joined set, int64.
       steps: >= 1.
+      shuffled: False: its examples come in the order of `ids`.
     """
 
     name: str
     ids: np.ndarray
     steps: int
+    shuffled: bool = True
 
 
 type Measure = Callable[[Params], Any]

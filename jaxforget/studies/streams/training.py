@@ -19,14 +19,21 @@ from jaxforget.data.stream import StreamBatches
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.optimizer import make_optimizer, make_schedule
+from jaxforget.engine.optimizer import Schedule, make_optimizer, make_schedule
 from jaxforget.engine.run_dir import MetricsStream
 from jaxforget.engine.state import init_state
 from jaxforget.engine.train import Cadence, CompiledStep, Progress, compile_step, train
 from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import State
 from jaxforget.models.lora import merge_lora
-from jaxforget.strategies import check_stream, evaluated_params, make_step, next_task, prepared
+from jaxforget.strategies import (
+    check_stream,
+    evaluated_params,
+    infinite,
+    make_step,
+    next_task,
+    prepared,
+)
 from jaxforget.strategies.strategy import NLL
 from jaxforget.studies.common import to_host
 from jaxforget.studies.inputs import step_inputs
@@ -61,8 +68,9 @@ def train_stream(
     config, strategy = stream.config, stream.strategy
     check_stream(strategy, len(stream.tasks))
     refuse_adapters(strategy, config)
-    transform = _optimizer(stream)
-    trainer = _Trainer(stream, transform, clock, listen)
+    schedule = learning_rate(stream)
+    transform = make_optimizer(config.optimizer, schedule=schedule)
+    trainer = _Trainer(stream, transform, schedule, clock, listen)
     with (
         Checkpoints(stream.run.checkpoints, keep=config.train.keep) as checkpoints,
         jax.set_mesh(stream.mesh),
@@ -70,15 +78,31 @@ def train_stream(
         return trainer.run(checkpoints)
 
 
-def _optimizer(stream: Stream) -> optax.GradientTransformation:
-    return make_optimizer(stream.config.optimizer, *_stretches(stream))
+def learning_rate(stream: Stream) -> Schedule:
+    """The learning rate of every step of the run, from 0.
 
-
-def _stretches(stream: Stream) -> list[int]:
-    """Steps of each pass through the learning rate's schedule."""
+    Raises:
+      UserError: the parts of an infinite schedule overlap.
+    """
     steps = [task.steps for task in stream.tasks]
     steps[-1] += stream.rehearsal_steps
-    return steps if stream.config.schedule == "per_task" else [sum(steps)]
+    config, how = stream.config.optimizer, stream.config.schedule
+    if isinstance(how, str):
+        return make_schedule(config, *(steps if how == "per_task" else [sum(steps)]))
+    total, peak = sum(steps), config.learning_rate
+    if total < how.warmup + how.cooldown + how.anneal:
+        raise UserError(
+            f"schedule: warmup {how.warmup}, cooldown {how.cooldown} and anneal {how.anneal} are "
+            f"more than the {total} steps of the stream"
+        )
+    return infinite(
+        peak,
+        peak * how.constant,
+        warmup=how.warmup,
+        cooldown=how.cooldown,
+        anneal=(total - how.anneal, how.anneal) if how.anneal else None,
+        final=peak * how.final if how.anneal else None,
+    )
 
 
 class _Trainer:
@@ -88,10 +112,12 @@ class _Trainer:
         self,
         stream: Stream,
         transform: optax.GradientTransformation,
+        schedule: Schedule,
         clock: Callable[[], float],
         listen: Callable[[Progress], None],
     ) -> None:
         self.stream, self.transform, self.clock = stream, transform, clock
+        self.schedule = schedule
         self.config, self.strategy = stream.config, stream.strategy
         self.trained, frozen = divide(stream.lm, self.config.lora, self.config.train)
         self.frozen = self._put(frozen)
@@ -107,7 +133,7 @@ class _Trainer:
         state, start = self._begin(checkpoints)
         ends = self.stream.ends
         stream = MetricsStream(self.stream.run, resume_step=start)
-        self.watch.attach(stream, make_schedule(self.config.optimizer, *_stretches(self.stream)))
+        self.watch.attach(stream, self.schedule)
         try:
             for task, end in enumerate(ends):
                 first = end - self.stream.tasks[task].steps
