@@ -73,6 +73,7 @@ class TaskConfig:
       evaluate: of the same kind, held out.
       steps: optimizer steps; None: `train.steps`, or as many as `train.epochs` need.
       order: of its examples; None: shuffled, all of them.
+      junk: text of another quality, mixed into it as `mixture` says.
     """
 
     name: str
@@ -80,6 +81,32 @@ class TaskConfig:
     evaluate: Source
     steps: Annotated[int, Ge(1)] | None = None
     order: ExamplesConfig | None = None
+    junk: Source | None = None
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """How much junk is mixed into the tasks that have some; see `jaxforget.data.mixture`.
+
+    Attributes:
+      share: of the tokens, in [0, 1].
+      tokens: of each task, in whole examples; None: as many as the smaller of its two texts has.
+    """
+
+    share: Annotated[float, Ge(0), Le(1)]
+    tokens: Annotated[int, Ge(1)] | None = None
+
+
+@dataclass(frozen=True)
+class EffectConfig:
+    """Two groups of runs, by label, whose metrics are compared by Hedges' g.
+
+    Attributes:
+      treatment, control: at least two runs each, such as seeds.
+    """
+
+    treatment: Annotated[tuple[str, ...], Len(2)]
+    control: Annotated[tuple[str, ...], Len(2)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +189,8 @@ class MeasureConfig:
       windows: of windowed forgetting and plasticity, in looks at the probe.
       batch_size: packed rows scored at a time.
       recovery: training again on every earlier task, after the last; None: not done.
+      also: further sets, by name, that nobody trains on, measured at the ends of tasks: what does
+        the stream do to other abilities?
     """
 
     limit: Annotated[int, Ge(1)] | None = None
@@ -170,6 +199,7 @@ class MeasureConfig:
     windows: tuple[Annotated[int, Ge(1)], ...] = (10, 100)
     batch_size: Annotated[int, Ge(1)] = 16
     recovery: RecoveryConfig | None = None
+    also: Mapping[str, Source] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,8 +233,13 @@ class ContinualConfig:
       runs: label -> keys of this configuration that differ, such as
         {"ewc": {"strategy": {"name": "ewc", "weight": 100}}}: each is a run of its own in a folder
         of that name, and all are compared. Empty: one run.
+      effects: name -> two groups of `runs` that are compared.
       reference: label of the run that the others are compared with (intransigence), usually the
         joint one.
+      mixture: of junk and the tasks' own text.
+      packing: "none": every example sees itself alone; "blocks": a task's examples are put end to
+        end and cut into examples of `max_length` tokens.
+      average: the loss of the task weighs all tokens of a step alike, or all examples.
       optimizer_reset: whether the optimizer's moments start anew with every task.
       schedule: the learning rate's schedule runs through once a task (with a warm-up and a decay:
         re-warmed and re-decayed), or once a stream; or an `InfiniteConfig`.
@@ -223,7 +258,11 @@ class ContinualConfig:
     strategy: Any = "naive"
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    effects: Mapping[str, EffectConfig] = field(default_factory=dict)
     reference: str | None = None
+    mixture: MixtureConfig | None = None
+    packing: Literal["none", "blocks"] = "none"
+    average: Literal["token", "example"] = "token"
     optimizer_reset: Literal["never", "per_task"] = "never"
     schedule: Literal["per_task", "stream"] | InfiniteConfig = "per_task"
     views: Annotated[int, Ge(1)] = 1

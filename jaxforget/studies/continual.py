@@ -14,15 +14,13 @@ from jaxforget import config as configs
 from jaxforget import strategies
 from jaxforget.config.stream import ContinualConfig
 from jaxforget.data.order import order_of
-from jaxforget.data.records import Record
-from jaxforget.data.sets import TokenisedSet
-from jaxforget.data.sources import load_records
-from jaxforget.data.stream import joined
+from jaxforget.data.stream import TRAIN, joined
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
 from jaxforget.models.language_model import LanguageModel
+from jaxforget.objectives.retain import nll_part
 from jaxforget.studies.common import (
     SILENT,
     Events,
@@ -31,20 +29,23 @@ from jaxforget.studies.common import (
     config_digest,
     environment,
     opened,
-    tokens_of,
 )
 from jaxforget.studies.recovery import recovered_nll
 from jaxforget.studies.starting import finished_run, starting_model
 from jaxforget.studies.starting import scratch as scratch
-from jaxforget.studies.streams.measures import limited, probe_measure, row_measure
+from jaxforget.studies.streams.measures import probe_measure, row_measure
 from jaxforget.studies.streams.ordering import ordered, scores_of
-from jaxforget.studies.streams.results import compare, results_of
+from jaxforget.studies.streams.results import check_effects, compare, effects_of, results_of
 from jaxforget.studies.streams.stream import Stream, Task
+from jaxforget.studies.streams.texts import Read, Texts, read, texts_of
 from jaxforget.studies.streams.training import train_stream
 
 PER_RUN = (
     "strategy",
     "memory",
+    "mixture",
+    "packing",
+    "average",
     "order",
     "optimizer",
     "optimizer_reset",
@@ -75,6 +76,7 @@ def continual(
     config = configs.resolve(ContinualConfig, config)
     if not config.runs:
         return _one(config, events)
+    check_effects(config)
     members = {label: _member(config, label) for label in config.runs}
     if config.reference is not None and config.reference not in members:
         hint = did_you_mean(config.reference, members)
@@ -97,6 +99,7 @@ def continual(
                 if not isinstance(v, (list, dict))
             },
             "runs": found,
+            "effects": effects_of(found, config.effects),
             **environment(),
             "config_sha256": config_digest(config),
         }
@@ -113,26 +116,25 @@ def _member(config: ContinualConfig, label: str) -> ContinualConfig:
     for key in given:
         if key.split(".")[0] not in PER_RUN:
             raise UserError(f"runs.{label}.{key}: {did_you_mean(key, PER_RUN)}")
-    tree |= {"runs": {}, "reference": None, "run_dir": f"{config.run_dir}/{label}"}
+    tree |= {"runs": {}, "effects": {}, "reference": None, "run_dir": f"{config.run_dir}/{label}"}
     return configs.build(ContinualConfig, configs.overridden(tree, given), f"runs.{label}")
 
 
 def _one(config: ContinualConfig, events: Events) -> Result:
     strategy = strategies.from_config(config.strategy)
+    strategy = dataclasses.replace(strategy, own=nll_part(TRAIN, config.average))
     with opened(config) as run:
         finished = finished_run(run, config)
         if finished is not None:
             return finished
         watch = Stopwatch()
         events.stage("reading data")
-        records = [(load_records(task.data), load_records(task.evaluate)) for task in config.stream]
-        lm = starting_model(config, [record for train, _ in records for record in train])
-        train = [tokens_of(part, lm, config, run) for part, _ in records]
-        held = [tokens_of(part, lm, config, run) for _, part in records]
-        held = [limited(each, config.measure.limit) for each in held]
-        ranked = _ranked(config, lm, records, train, run, events)
-        order = order_of(config.order, train, lm.config.vocab_size, config.train.seed)
-        stream = _stream(config, strategy, lm, train, held, order, ranked, run)
+        records = read(config)
+        lm = starting_model(config, records.trained)
+        texts = texts_of(records, lm, config, run)
+        ranked = _ranked(config, lm, records, texts, run, events)
+        order = order_of(config.order, texts.train, lm.config.vocab_size, config.train.seed)
+        stream = _stream(config, strategy, lm, texts, order, ranked, run)
         events.stage(f"training ({strategy.name})")
         streamed = train_stream(stream, watch.seconds, events.progress)
         events.stage("exporting the model")
@@ -141,7 +143,7 @@ def _one(config: ContinualConfig, events: Events) -> Result:
         recovered = None
         if config.measure.recovery is not None and len(stream.tasks) > 1:
             events.stage("training again on earlier tasks")
-            sets = [(train[place], held[place]) for place in order]
+            sets = [(texts.train[place], texts.held[place]) for place in order]
             recovered = recovered_nll(after, sets[:-1], config, stream.mesh)
         results = results_of(config, stream, streamed, order, recovered)
         write_results(run, results)
@@ -152,20 +154,20 @@ def _one(config: ContinualConfig, events: Events) -> Result:
 def _ranked(
     config: ContinualConfig,
     lm: LanguageModel,
-    records: Sequence[tuple[Sequence[Record], Any]],
-    train: Sequence[TokenisedSet],
+    records: Read,
+    texts: Texts,
     run: RunDirectory,
     events: Events,
 ) -> list[np.ndarray]:
     """Of each task the examples to train on, in order, as places in its own set."""
     found = []
     for place, task in enumerate(config.stream):
-        own = np.arange(len(train[place]))
+        train = texts.train[place]
+        own = np.arange(len(train))
         if task.order is not None:
             events.stage(f"scoring examples of {task.name}")
-            own = ordered(
-                task.order, scores_of(place, lm, records[place][0], train[place], config, run)
-            )
+            scores = scores_of(place, lm, records.train[place], train, config, run)
+            own = ordered(task.order, scores)
         found.append(own)
     return found
 
@@ -174,16 +176,15 @@ def _stream(
     config: ContinualConfig,
     strategy: strategies.Strategy,
     lm: LanguageModel,
-    train: Sequence[TokenisedSet],
-    held: Sequence[TokenisedSet],
+    texts: Texts,
     order: Sequence[int],
     ranked: Sequence[np.ndarray],
     run: RunDirectory,
 ) -> Stream:
-    sets = [train[place] for place in order]
+    sets = [texts.train[place] for place in order]
     whole, starts = joined(sets), np.cumsum([0, *map(len, sets[:-1])])
     ids = [first + ranked[place] for first, place in zip(starts, order, strict=True)]
-    kept = [held[place] for place in order]
+    kept = [texts.held[place] for place in order]
     mesh = meshes.make_mesh(config.mesh)
     rows = meshes.whole_rows(config.measure.batch_size, mesh)
     return Stream(
@@ -194,7 +195,7 @@ def _stream(
         strategy,
         run,
         mesh,
-        row_measure(lm, kept, rows, mesh),
+        row_measure(lm, kept, rows, mesh, texts.also),
         probe_measure(lm, kept, config.measure.probe, mesh),
     )
 

@@ -8,6 +8,7 @@ import pytest
 from jaxforget import strategies
 from jaxforget.config import build
 from jaxforget.config.stream import ContinualConfig, ExamplesConfig, ScratchConfig
+from jaxforget.data.mixture import mixed
 from jaxforget.data.order import folded
 from jaxforget.data.rehearsal import counts, shares
 from jaxforget.data.sets import TokenisedSet
@@ -24,7 +25,9 @@ from jaxforget.studies.starting import scratch
 from jaxforget.studies.streams.batches import batches_of, identity_of
 from jaxforget.studies.streams.boundary import keep_examples
 from jaxforget.studies.streams.ordering import ordered, scores_of
+from jaxforget.studies.streams.results import check_effects, effects_of
 from jaxforget.studies.streams.stream import Stream
+from jaxforget.studies.streams.texts import read, texts_of
 from jaxforget.studies.streams.training import learning_rate
 
 SIZE = 20
@@ -163,6 +166,57 @@ def test_examples_are_scored_as_asked(small):
     # measured once: a run that goes on needs no model for it
     again = scores_of(0, None, records, tokenised, config, run)
     np.testing.assert_array_equal(again, worth)
+
+
+def mixture_of(root, **changes):
+    task = {"name": "a", "data": str(root / "texts.jsonl"), "evaluate": str(root / "clean.jsonl")}
+    task |= {"junk": str(root / "junk.jsonl")}
+    tree = {"stream": [task], "run_dir": str(root), "max_length": 32, **changes}
+    return build(ContinualConfig, tree | {"template": {"kind": "none", "end": False}})
+
+
+def test_junk_is_mixed_in_and_packed_as_asked(small):
+    root, _, lm, *_, run = small
+    (root / "junk.jsonl").write_text("\n".join(json.dumps({"text": f"wow {n}"}) for n in range(40)))
+    also = {"also": {"clean": str(root / "clean.jsonl")}}
+    config = mixture_of(root, mixture={"share": 0.5, "tokens": 80}, measure=also)
+    found = texts_of(read(config), lm, config, run)
+    (own,) = found.train
+    texts = load_records(config.stream[0].data), load_records(config.stream[0].junk)
+    sizes = [tokens_of(part, lm, config, run).lengths for part in texts]
+    control, junk = mixed(*sizes, 0.5, 80, (0, 0))
+    assert sorted(own.lengths) == sorted([*sizes[0][control], *sizes[1][junk]])
+    assert abs(sizes[1][junk].sum() - 40) <= 3
+    assert list(found.also) == ["clean"] and len(found.held[0]) == len(found.also["clean"])
+    packed = mixture_of(root, mixture={"share": 0.5, "tokens": 80}, packing="blocks")
+    (blocks,) = texts_of(read(packed), lm, packed, run).train
+    assert sorted(blocks.tokens) == sorted(own.tokens) and np.all(blocks.lengths[:-1] == 32)
+    with pytest.raises(UserError, match="belong together"):
+        read(mixture_of(root))
+    column = {"score": {"by": "column", "column": "likes"}}
+    with pytest.raises(UserError, match='score by "likelihood"'):
+        stream = [{"name": "a", "data": "a", "evaluate": "a", "order": column}]
+        read(mixture_of(root, stream=stream, packing="blocks"))
+
+
+def test_two_groups_of_runs_are_compared_by_hedges_g():
+    runs = {label: {"train": {"seed": n}} for n, label in enumerate("abcd")}
+    effects = {"junk": {"treatment": ["a", "b"], "control": ["c", "d"]}}
+    base = {"stream": [{"name": "a", "data": "a", "evaluate": "a"}], "run_dir": "r", "runs": runs}
+    config = build(ContinualConfig, {**base, "effects": effects})
+    check_effects(config)
+    values = {"a": 1.2, "b": 1.4, "c": 1.0, "d": 1.1}
+    found = {label: {"nll": v, "same": 2.0, "none": None} for label, v in values.items()}
+    (nll,) = effects_of(found, config.effects)["junk"].items()
+    pooled = np.sqrt((0.02 + 0.005) / 2)
+    assert nll[0] == "nll" and nll[1]["g"] == pytest.approx((1 - 3 / 7) * 0.25 / pooled)
+    assert nll[1]["low"] < nll[1]["g"] < nll[1]["high"] and nll[1]["non_trivial"]
+    for groups, message in (
+        ({"treatment": ["a", "e"], "control": ["c", "d"]}, "no run 'e'"),
+        ({"treatment": ["a", "b"], "control": ["b", "d"]}, "both groups"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_effects(build(ContinualConfig, {**base, "effects": {"x": groups}}))
 
 
 def test_scores_that_cannot_be_had_are_refused(small):

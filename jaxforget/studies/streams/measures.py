@@ -1,6 +1,6 @@
 """Losses of every task's held-out text: whole sets at the ends of tasks, a probe in between."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,16 @@ def limited(tokenised: TokenisedSet, limit: int | None) -> TokenisedSet:
     return chosen(tokenised, np.arange(limit))
 
 
-def row_measure(lm: LanguageModel, held: Sequence[TokenisedSet], rows: int, mesh: Any) -> Measure:
-    """Mean NLL of every task's held-out set, in one pass over all of them."""
-    whole, bounds = joined(held), np.cumsum([0, *map(len, held)])
+def row_measure(
+    lm: LanguageModel,
+    held: Sequence[TokenisedSet],
+    rows: int,
+    mesh: Any,
+    also: Mapping[str, TokenisedSet] = {},
+) -> Measure:
+    """Mean NLL of every task's held-out set and of further ones, in one pass over all of them."""
+    sets = [*held, *also.values()]
+    whole, bounds = joined(sets), np.cumsum([0, *map(len, sets)])
 
     def measure(params: Params) -> Any:
         table = score_set(
@@ -35,10 +42,12 @@ def row_measure(lm: LanguageModel, held: Sequence[TokenisedSet], rows: int, mesh
         )
         cuts = table.offsets[bounds]
         parts = [table.logp[a:b].astype(np.float64) for a, b in zip(cuts, cuts[1:], strict=False)]
-        return {
-            "nll": [float(-part.mean()) for part in parts],
-            "tokens": [len(part) for part in parts],
+        means = [float(-part.mean()) for part in parts]
+        found = {
+            "nll": means[: len(held)],
+            "tokens": [len(part) for part in parts[: len(held)]],
         }
+        return found | ({"also": dict(zip(also, means[len(held) :], strict=True))} if also else {})
 
     return measure
 

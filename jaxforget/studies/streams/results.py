@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxforget.config.stream import ContinualConfig
+from jaxforget.config.stream import ContinualConfig, EffectConfig
+from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.evals import forgetting
+from jaxforget.evals.effect_size import NON_TRIVIAL, hedges_g
 from jaxforget.studies.common import config_digest, environment, peak_bytes
 from jaxforget.studies.streams.looks import read_looks
 from jaxforget.studies.streams.stream import Stream, Streamed
@@ -39,6 +41,8 @@ def results_of(
     }
     looks = read_looks(stream.run)
     metrics = _metrics(nll) | _stability(looks, stream, config)
+    also = {name: [row["also"][name] for row in rows] for name in config.measure.also}
+    metrics |= {f"{name}_nll": values[-1] for name, values in also.items()}
     if recovered is not None:
         metrics |= _regained(nll, recovered)
     return {
@@ -48,6 +52,7 @@ def results_of(
             name: value if math.isfinite(value) else None for name, value in metrics.items()
         },
         "matrix": matrix,
+        "also": also,
         "looks": looks,
         "ends": stream.ends,
         "recovered_nll": recovered,
@@ -129,3 +134,54 @@ def compare(found: dict[str, dict[str, Any]], reference: str) -> None:
         row["above_reference_nll"] = row["mean_nll"] - found[reference]["mean_nll"]
         if "learned_nll" in row:
             row["intransigence"] = row["learned_nll"] - found[reference]["mean_nll"]
+
+
+def effects_of(
+    found: Mapping[str, Mapping[str, Any]], effects: Mapping[str, EffectConfig]
+) -> dict[str, dict[str, Any]]:
+    """Hedges' g of two groups of runs in every metric that all of them have and that varies.
+
+    Args:
+      found: metrics by label of the run.
+      effects: see `EffectConfig`.
+    Returns:
+      name -> metric -> "g", "low", "high" and whether |g| is "non_trivial"; or the "problem" where
+      the groups are too far apart for an interval.
+    """
+    compared = {}
+    for name, groups in effects.items():
+        compared[name] = {}
+        rows = [[found[label] for label in group] for group in (groups.treatment, groups.control)]
+        for metric in rows[0][0]:
+            values = [[row.get(metric) for row in group] for group in rows]
+            if not all(isinstance(value, int | float) for group in values for value in group):
+                continue
+            if all(np.ptp(group) == 0 for group in values):
+                continue
+            compared[name][metric] = _effect(*map(np.asarray, values))
+    return compared
+
+
+def _effect(treatment: np.ndarray, control: np.ndarray) -> dict[str, Any]:
+    try:
+        found = hedges_g(treatment, control)
+    except UserError as error:
+        return {"problem": str(error)}
+    about = {"g": found.g, "low": found.low, "high": found.high}
+    return about | {"non_trivial": abs(found.g) > NON_TRIVIAL}
+
+
+def check_effects(config: ContinualConfig) -> None:
+    """Refuse groups of runs that are not there.
+
+    Raises:
+      UserError: a label that is no run's, or one in both groups.
+    """
+    for name, groups in config.effects.items():
+        for label in (*groups.treatment, *groups.control):
+            if label not in config.runs:
+                hint = did_you_mean(label, config.runs)
+                raise UserError(f"effects.{name}: there is no run {label!r}. {hint}")
+        both = set(groups.treatment) & set(groups.control)
+        if both:
+            raise UserError(f"effects.{name}: {sorted(both)} are in both groups")
