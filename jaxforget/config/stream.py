@@ -187,6 +187,9 @@ class MeasureConfig:
       every: steps between two looks at the probe, on all tasks; 0: none but at the ends of tasks.
       probe: held-out examples of each task in the probe, the first ones.
       windows: of windowed forgetting and plasticity, in looks at the probe.
+      first: looks at the beginning of a task whose mean score is its `learning_curve_area`.
+      random: score a model of random parameters, too, which `forward_transfer` is compared with;
+        a model from scratch begins as one.
       batch_size: packed rows scored at a time.
       recovery: training again on every earlier task, after the last; None: not done.
       also: further sets, by name, that nobody trains on, measured at the ends of tasks: what does
@@ -197,6 +200,8 @@ class MeasureConfig:
     every: Annotated[int, Ge(0)] = 0
     probe: Annotated[int, Ge(1)] = 64
     windows: tuple[Annotated[int, Ge(1)], ...] = (10, 100)
+    first: Annotated[int, Ge(1)] = 10
+    random: bool = False
     batch_size: Annotated[int, Ge(1)] = 16
     recovery: RecoveryConfig | None = None
     also: Mapping[str, Source] = field(default_factory=dict)

@@ -236,7 +236,9 @@ def _page(run: RunDirectory, labels: Sequence[str]) -> None:
             label: json.loads((folder / "results.json").read_text())
             for label, folder in zip(labels or [run.path.name], folders, strict=True)
         }
-        write_continual(results, run.report, title=f"Continual study {run.path.name}")
+        effects = json.loads(run.results.read_text()).get("effects")
+        title = f"Continual study {run.path.name}"
+        write_continual(results, run.report, title=title, effects=effects)
 
 
 def table_of(run: RunDirectory) -> list[dict[str, Any]]:

@@ -55,7 +55,8 @@ def rows(run):
 @pytest.fixture(scope="module")
 def naive(world, tmp_path_factory):
     run = tmp_path_factory.mktemp("continual") / "naive"
-    return run, continual(settings(world, run))
+    measure = {"limit": 6, "every": 2, "probe": 2, "windows": [2], "first": 2, "random": True}
+    return run, continual(settings(world, run, measure=measure))
 
 
 def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
@@ -83,6 +84,14 @@ def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
     looks = results["looks"]
     assert [each["step"] for each in looks] == list(range(0, 19, 2))
     assert len(looks[0]["nll"]) == 3
+    assert [row["task"] for row in results["retention"]] == results["matrix"]["tasks"][:2]
+    random = np.asarray(json.loads((run / "tasks" / "random.json").read_text())["nll"])
+    forward = np.mean([random[i] - nll[i, i] for i in (1, 2)])
+    assert result.metrics["forward_transfer"] == pytest.approx(forward)
+    assert random.min() > nll[0].max()
+    curves = -np.asarray([look["nll"] for look in looks])
+    area = np.mean([curves[3 * i : 3 * i + 3, i].mean() for i in range(3)])
+    assert result.metrics["learning_curve_area"] == pytest.approx(area)
     assert (run / "report.html").read_text().count("<svg") >= 2
 
 

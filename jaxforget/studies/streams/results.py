@@ -13,6 +13,7 @@ from jaxforget.evals import forgetting
 from jaxforget.evals.effect_size import NON_TRIVIAL, hedges_g
 from jaxforget.studies.common import config_digest, environment, peak_bytes
 from jaxforget.studies.streams.looks import read_looks
+from jaxforget.studies.streams.retained import retained
 from jaxforget.studies.streams.stream import Stream, Streamed
 
 
@@ -40,7 +41,7 @@ def results_of(
         "trained": ["start", *(task.name for task in stream.tasks)],
     }
     looks = read_looks(stream.run)
-    metrics = _metrics(nll) | _stability(looks, stream, config)
+    metrics = _metrics(nll, _random(stream, nll)) | _stability(looks, stream, config)
     also = {name: [row["also"][name] for row in rows] for name in config.measure.also}
     metrics |= {f"{name}_nll": values[-1] for name, values in also.items()}
     if recovered is not None:
@@ -54,6 +55,7 @@ def results_of(
         "matrix": matrix,
         "also": also,
         "looks": looks,
+        "retention": retained(looks, stream.ends, names) if _told(stream, looks) else [],
         "ends": stream.ends,
         "recovered_nll": recovered,
         "throughput": {
@@ -77,7 +79,20 @@ def _rows(stream: Stream) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
-def _metrics(nll: np.ndarray) -> dict[str, float]:
+def _random(stream: Stream, nll: np.ndarray) -> np.ndarray | None:
+    """NLL of every task under random parameters, where that is known."""
+    if stream.config.model is None:
+        return nll[0]
+    file = stream.run.path / "tasks" / "random.json"
+    return np.asarray(json.loads(file.read_text())["nll"]) if stream.config.measure.random else None
+
+
+def _told(stream: Stream, looks: Sequence[Any]) -> bool:
+    """Do the looks follow tasks that are trained one after the other?"""
+    return bool(looks) and len(stream.tasks) > 1 and stream.strategy.data != "joint"
+
+
+def _metrics(nll: np.ndarray, random: np.ndarray | None) -> dict[str, float]:
     """Of scores that are minus the mean NLL, equal weight for every task."""
     scores = -nll
     found = {
@@ -90,8 +105,11 @@ def _metrics(nll: np.ndarray) -> dict[str, float]:
             "backward_transfer": forgetting.backward_transfer(scores),
             "forward_transfer_from_start": forgetting.forward_transfer(scores),
             "forgetting": forgetting.forgetting(scores),
+            "average_incremental": forgetting.average_incremental(scores),
             "learned_nll": float(np.mean([nll[i + 1, i] for i in range(nll.shape[1])])),
         }
+        if random is not None:
+            found["forward_transfer"] = forgetting.forward_transfer(scores, -random)
     return found
 
 
@@ -109,7 +127,7 @@ def _stability(
     looks: Sequence[Mapping[str, Any]], stream: Stream, config: ContinualConfig
 ) -> dict[str, float]:
     every = config.measure.every
-    if not every or len(stream.tasks) < 2 or stream.strategy.data == "joint":
+    if not every or not _told(stream, looks):
         return {}
     curves = -np.asarray([row["nll"] for row in looks])
     ends = [end // every for end in stream.ends]
@@ -118,6 +136,14 @@ def _stability(
         "min_score": forgetting.worst(curves[: ends[-1] + 1], ends),
         "worst_case_score": forgetting.worst_case(curves[: ends[-1] + 1], ends),
     }
+    starts = [0, *ends[:-1]]
+    found["learning_curve_area"] = forgetting.learning_curve_area(
+        curves, starts, config.measure.first
+    )
+    back = [forgetting.recovery_looks(curves, ends, task) for task in range(len(ends) - 1)]
+    found["tasks_back"] = float(np.mean([look is not None for look in back]))
+    again = [every * look for look in back if look is not None]
+    found["steps_back"] = float(np.mean(again)) if again else math.nan
     for window in config.measure.windows:
         found[f"windowed_forgetting_{window}"] = float(
             forgetting.windowed_forgetting(curves, window).mean()

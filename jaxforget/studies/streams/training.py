@@ -173,6 +173,12 @@ class _Trainer:
         if restored is None:
             state = prepared(self.strategy, state, self.frozen)
             keep(self.stream.run.path / "tasks" / "start.json", self._row(state))
+            if self.config.measure.random and self.config.model is not None:
+                random = self.stream.lm.reinitialised(self.config.train.seed).params
+                keep(
+                    self.stream.run.path / "tasks" / "random.json",
+                    self.stream.row(self._put(random)),
+                )
             self._look(0, state)
             return state, 0
         self.before = restored.data.get("seconds", 0.0)
