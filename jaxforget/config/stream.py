@@ -188,6 +188,9 @@ class MeasureConfig:
       probe: held-out examples of each task in the probe, the first ones.
       windows: of windowed forgetting and plasticity, in looks at the probe.
       first: looks at the beginning of a task whose mean score is its `learning_curve_area`.
+      modules: at the end of every task, "change": mean absolute change of each module's parameters
+        since the end of the task before; "condition": condition number of each matrix (a singular
+        value decomposition each, on the host).
       random: score a model of random parameters, too, which `forward_transfer` is compared with;
         a model from scratch begins as one.
       batch_size: packed rows scored at a time.
@@ -201,6 +204,7 @@ class MeasureConfig:
     probe: Annotated[int, Ge(1)] = 64
     windows: tuple[Annotated[int, Ge(1)], ...] = (10, 100)
     first: Annotated[int, Ge(1)] = 10
+    modules: tuple[Literal["change", "condition"], ...] = ()
     random: bool = False
     batch_size: Annotated[int, Ge(1)] = 16
     recovery: RecoveryConfig | None = None

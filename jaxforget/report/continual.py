@@ -53,6 +53,7 @@ def render(runs: Runs, title: str, effects: Mapping[str, Mapping[str, Any]] | No
         matrices=[matrix(label, each) for label, each in runs.items()],
         curves=[svg for label, each in runs.items() if (svg := curves(label, each))],
         retained=[svg for label, each in runs.items() if (svg := retention(label, each))],
+        modules=[svg for label, each in runs.items() if (svg := modules(label, each))],
         effects=effects or {},
         environment=yaml_text({key: first[key] for key in ("versions", "devices")}),
         csv=data_uri("text/csv", table(runs, columns)),
@@ -140,6 +141,29 @@ def retention(label: str, results: Mapping[str, Any]) -> str:
     axes.set_title(label, fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=7, labelcolor=INK)
     return svg_of(figure, f"retained-{label}")
+
+
+def modules(label: str, results: Mapping[str, Any]) -> str:
+    """Mean absolute change of each kind of module in every task, over layers; "" where it was not
+    measured."""
+    rows = [row for row in results.get("modules", ()) if "change" in row]
+    if not rows:
+        return ""
+    paths = sorted(rows[0]["change"])
+    figure, axes = new_figure(8.0, 1.0 + 0.22 * len(paths) * max(1, len(rows) / 3))
+    high = 0.8 / len(rows)
+    for index, row in enumerate(rows):
+        means = [float(np.mean(row["change"][path])) for path in paths]
+        places = np.arange(len(paths)) + index * high - 0.4
+        colour = COLOURS[index % len(COLOURS)]
+        axes.barh(places, means, height=high, color=colour, label=row["task"])
+    axes.set_yticks(range(len(paths)), paths, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("mean absolute change of a parameter in the task")
+    axes.set_title(label, fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return svg_of(figure, f"modules-{label}")
 
 
 def overview(runs: Runs) -> str:

@@ -1,6 +1,8 @@
 """What the steps of a stream see and at which rate, without training it."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +19,16 @@ from jaxforget.data.stream import joined
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import RunDirectory
+from jaxforget.engine.tree import unflatten
 from jaxforget.evals.teacher_forced import score_set
 from jaxforget.models import Compute
+from jaxforget.report.continual import modules as modules_figure
 from jaxforget.studies.common import tokens_of
 from jaxforget.studies.continual import _tasks
 from jaxforget.studies.starting import scratch
 from jaxforget.studies.streams.batches import batches_of, identity_of
 from jaxforget.studies.streams.boundary import keep_examples
+from jaxforget.studies.streams.modules import keep_modules
 from jaxforget.studies.streams.ordering import ordered, scores_of
 from jaxforget.studies.streams.results import check_effects, effects_of
 from jaxforget.studies.streams.stream import Stream
@@ -123,6 +128,39 @@ def test_the_rate_never_ends_until_it_is_annealed(tmp_path):
     rate = learning_rate(stream_of(tmp_path, optimizer=again))
     found = np.array([float(rate(step)) for step in range(40)]).reshape(4, 10)
     assert np.all(found == found[:1]) and found[0, :3].tolist() == [0.5, 1.0, 1.0]
+
+
+def test_modules_are_measured_at_every_end_and_again_after_a_kill(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"layers/q/w": (2, 4, 3), "head/w": (5, 4), "norm/g": (4,)}
+
+    def params():
+        flat = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+        return flat, unflatten(flat)
+
+    start, *ends = [params() for _ in range(5)]
+    modules = {"modules": ["change", "condition"]}
+    stream = replace(stream_of(tmp_path, measure=modules), lm=SimpleNamespace(params=start[1]))
+    before, found = start[0], []
+    for task, (flat, tree) in enumerate(ends):
+        for _ in range(2):
+            keep_modules(stream, task, tree)
+        found.append(json.loads((stream.folder(task) / "modules.json").read_text()))
+        for path in shapes:
+            gap = np.abs(flat[path] - before[path])
+            wanted = gap.mean(axis=(1, 2)) if path.startswith("layers") else gap.mean()
+            np.testing.assert_allclose(found[-1]["change"][path], wanted, rtol=1e-6)
+        kappas = found[-1]["condition"]
+        assert set(kappas) == {"layers/q/w", "head/w"}
+        np.testing.assert_allclose(kappas["head/w"], np.linalg.cond(flat["head/w"]), rtol=1e-5)
+        np.testing.assert_allclose(
+            kappas["layers/q/w"], [np.linalg.cond(w) for w in flat["layers/q/w"]], rtol=1e-5
+        )
+        before = flat
+    # of the weights only those are left that the last boundary needs
+    assert [p.parent.name for p in (tmp_path / "tasks").rglob("weights.npz")] == ["2"]
+    named = [{"task": str(k), **row} for k, row in enumerate(found)]
+    assert modules_figure("run", {"modules": named}).count("<svg") == 1
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ def results_of(
         "matrix": matrix,
         "also": also,
         "looks": looks,
+        "modules": _modules(stream),
         "retention": retained(looks, stream.ends, names) if _told(stream, looks) else [],
         "ends": stream.ends,
         "recovered_nll": recovered,
@@ -79,12 +80,23 @@ def _rows(stream: Stream) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
+def _modules(stream: Stream) -> list[dict[str, Any]]:
+    """What was asked for of the modules, at the end of each task."""
+    if not stream.config.measure.modules:
+        return []
+    files = [stream.folder(task) / "modules.json" for task in range(len(stream.tasks))]
+    named = zip(stream.tasks, files, strict=True)
+    return [{"task": task.name, **json.loads(file.read_text())} for task, file in named]
+
+
 def _random(stream: Stream, nll: np.ndarray) -> np.ndarray | None:
-    """NLL of every task under random parameters, where that is known."""
+    """NLL of every task under random parameters, where that is asked for."""
+    if not stream.config.measure.random:
+        return None
     if stream.config.model is None:
         return nll[0]
     file = stream.run.path / "tasks" / "random.json"
-    return np.asarray(json.loads(file.read_text())["nll"]) if stream.config.measure.random else None
+    return np.asarray(json.loads(file.read_text())["nll"])
 
 
 def _told(stream: Stream, looks: Sequence[Any]) -> bool:

@@ -47,6 +47,7 @@ from jaxforget.studies.streams.boundary import (
     unfolded,
 )
 from jaxforget.studies.streams.looks import add_look, forget_looks, keep
+from jaxforget.studies.streams.modules import keep_modules
 from jaxforget.studies.streams.stream import Stream, Streamed
 from jaxforget.studies.training import Watch, divide
 
@@ -253,6 +254,8 @@ class _Trainer:
     def _task_ends(self, task: int, state: State) -> State:
         """Measure, fill the memory, and make the state with which the next task begins."""
         keep(self.stream.folder(task) / "row.json", self._row(state))
+        if self.config.measure.modules:
+            keep_modules(self.stream, task, merge_lora(to_host(self._all(state))))
         if task + 1 == len(self.stream.tasks) and not self.stream.rehearsal_steps:
             return state
         keep_examples(self.stream, task, self._all(state))
