@@ -49,6 +49,22 @@ def forward_transfer(scores: np.ndarray, baseline: np.ndarray | None = None) -> 
     return float(np.mean(change)) if change else float("nan")
 
 
+def transfer_by_distance(scores: np.ndarray) -> dict[int, float]:
+    """Mean rise of a task's score above row 0, by how many tasks ago it was trained.
+
+    0 is just after its own training, -1 just before it: below 0 it is transfer to tasks to come.
+
+    Args:
+      scores: `[N + 1, N]`.
+    Returns:
+      Distance from 1 - N to N - 1 -> mean over all tasks at that distance.
+    Source: Yildiz et al. 2024 (arXiv 2402.17400).
+    """
+    rise = np.asarray(scores, float)[1:] - np.asarray(scores, float)[0]
+    count = len(rise)
+    return {d: float(np.diagonal(rise, -d).mean()) for d in range(1 - count, count)}
+
+
 def forgetting(scores: np.ndarray) -> float:
     """FM: mean over all tasks but the last of the best score since training on it, less the last.
 

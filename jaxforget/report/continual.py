@@ -52,6 +52,7 @@ def render(runs: Runs, title: str, effects: Mapping[str, Mapping[str, Any]] | No
         overview=overview(runs) if len(runs) > 1 else "",
         matrices=[matrix(label, each) for label, each in runs.items()],
         curves=[svg for label, each in runs.items() if (svg := curves(label, each))],
+        transfer=transfer(runs),
         retained=[svg for label, each in runs.items() if (svg := retention(label, each))],
         modules=[svg for label, each in runs.items() if (svg := modules(label, each))],
         effects=effects or {},
@@ -116,6 +117,25 @@ def curves(label: str, results: Mapping[str, Any]) -> str:
     axes.set_title(label, fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=3)
     return svg_of(figure, f"looks-{label}")
+
+
+def transfer(runs: Runs) -> str:
+    """Mean rise above the start by how many tasks ago a task was trained, below 0 how many before;
+    "" where no run trains task after task."""
+    found = {label: each.get("transfer", {"distance": []}) for label, each in runs.items()}
+    found = {label: each for label, each in found.items() if each["distance"]}
+    if not found:
+        return ""
+    figure, axes = new_figure(8.0, 3.2)
+    for index, (label, each) in enumerate(found.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(each["distance"], each["mean"], ".-", color=colour, linewidth=1.3, label=label)
+    axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("tasks since a task was trained (left of 0: until it will be)")
+    axes.set_ylabel("better than at the start, nats a token")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3)
+    return svg_of(figure, "transfer")
 
 
 def retention(label: str, results: Mapping[str, Any]) -> str:

@@ -28,6 +28,15 @@ def test_a_matrix_worked_by_hand():
     random = np.array([0.0, 0.1, 0.1])
     assert forgetting.forward_transfer(SCORES, random) == pytest.approx((0.3 + 0.4) / 2)
     assert forgetting.forgetting(SCORES) == pytest.approx((0.9 - 0.8 + 0.8 - 0.6) / 2)
+    assert forgetting.transfer_by_distance(SCORES) == pytest.approx(
+        {
+            -2: 0.3 - 0.3,  # task 3 after task 1
+            -1: (0.4 - 0.2 + 0.5 - 0.3) / 2,
+            0: (0.9 - 0.1 + 0.8 - 0.2 + 0.95 - 0.3) / 3,
+            1: (0.7 - 0.1 + 0.6 - 0.2) / 2,
+            2: 0.8 - 0.1,
+        }
+    )
     joint = np.array([0.95, 0.9, 0.9])
     np.testing.assert_allclose(forgetting.intransigence(SCORES, joint), [0.05, 0.1, -0.05])
 

@@ -55,6 +55,7 @@ def results_of(
         "matrix": matrix,
         "also": also,
         "looks": looks,
+        "transfer": _transfer(nll),
         "modules": _modules(stream),
         "retention": retained(looks, stream.ends, names) if _told(stream, looks) else [],
         "ends": stream.ends,
@@ -78,6 +79,14 @@ def _rows(stream: Stream) -> list[dict[str, Any]]:
     if stream.rehearsal_steps:
         files[-1] = stream.run.path / "tasks" / "final.json"
     return [json.loads(file.read_text()) for file in files]
+
+
+def _transfer(nll: np.ndarray) -> dict[str, list[float]]:
+    """Rise above the start by tasks since a task was trained; empty where not one by one."""
+    if len(nll) != nll.shape[1] + 1 or nll.shape[1] < 2:
+        return {"distance": [], "mean": []}
+    found = forgetting.transfer_by_distance(-nll)
+    return {"distance": list(found), "mean": list(found.values())}
 
 
 def _modules(stream: Stream) -> list[dict[str, Any]]:
