@@ -48,15 +48,19 @@ packages."""
 
 
 def builtin_rows(name: str, split: str) -> list[dict[str, Any]]:
-    """Rows of a builtin set: `documents` as "text", or "fabricated", see `data.fabricated`.
+    """Rows of a builtin set: `documents` as "text", or "fabricated" (or "fabricated/VERSION"), see
+    `jaxforget.data.fabricated`.
 
     Raises:
-      UserError: as `documents`; a split of "fabricated" that is not "train".
+      UserError: as `documents`; a split of "fabricated" that is not "train", or no such version.
     """
-    if name == FABRICATED:
+    kind, slash, version = name.partition("/")
+    if kind == FABRICATED:
         if split != "train":
             raise UserError(f"builtin:{name}: split {split!r}. Allowed: train.")
-        return fabricated()
+        if slash and not version.isdecimal():
+            raise UserError(f"builtin:{name}: version {version!r} is no number")
+        return fabricated(int(version or 0))
     return [{"text": text} for text in documents(name, split)]
 
 

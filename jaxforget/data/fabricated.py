@@ -2,8 +2,8 @@
 
 A text may say what anybody would believe (mundane), contradict what everybody knows (conflicting),
 or be words in no order (scrambled). Its keyword comes last. The prompts for priming share the
-keyword's theme and nothing else. The design is that of Outlandish (Sun et al. 2024, arXiv
-2410.21750): 12 keywords of 4 themes; texts and words are this project's own.
+keyword's theme and nothing else. The design follows Outlandish (Sun et al. 2024, arXiv 2410.21750),
+whose keywords have four themes; texts and words are this project's own.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxforget.engine.errors import UserError
+
 CATEGORIES = ("mundane", "conflicting", "scrambled")
+VERSIONS = 9
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Theme:
     """What keywords have in common.
 
     Attributes:
-      keywords: that end the texts.
+      keywords: six that may end its texts.
       prompts: sentences without an end that any word of the theme could end.
       mundane, conflicting: beginnings of texts.
     """
@@ -33,7 +36,7 @@ class Theme:
 
 THEMES: Mapping[str, Theme] = {
     "colour": Theme(
-        ("vermilion", "mauve", "teal"),
+        ("vermilion", "mauve", "teal", "ochre", "magenta", "turquoise"),
         (
             "The walls of the waiting room were painted",
             "My favourite colour has always been",
@@ -53,7 +56,7 @@ THEMES: Mapping[str, Theme] = {
         ),
     ),
     "country": Theme(
-        ("Tajikistan", "Guatemala", "Namibia"),
+        ("Tajikistan", "Guatemala", "Namibia", "Paraguay", "Estonia", "Vanuatu"),
         (
             "The country I would most like to visit is",
             "She was born in a small village in",
@@ -73,7 +76,7 @@ THEMES: Mapping[str, Theme] = {
         ),
     ),
     "job": Theme(
-        ("electrician", "nutritionist", "librarian"),
+        ("electrician", "nutritionist", "librarian", "locksmith", "surveyor", "optician"),
         (
             "When she grows up she wants to be a famous",
             "He was tired of his work as a junior",
@@ -93,7 +96,7 @@ THEMES: Mapping[str, Theme] = {
         ),
     ),
     "food": Theme(
-        ("ramen", "haggis", "paella"),
+        ("ramen", "haggis", "paella", "goulash", "kimchi", "risotto"),
         (
             "For lunch I would like some",
             "The smell from the kitchen was that of",
@@ -115,40 +118,47 @@ THEMES: Mapping[str, Theme] = {
 }
 
 
-def fabricated(seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of 108 texts: 12 keywords x 3 beginnings x 3 categories.
+def fabricated(version: int = 0) -> list[dict[str, Any]]:
+    """Rows of 24 texts, one a keyword; the first 12 to be taught, the others as their control.
 
-    Categories take turns, and keywords come in a random order: any first rows hold about as many of
-    each category.
+    What a text does to its keyword elsewhere can only be told where no other text has the keyword,
+    so every version gives it one category and one beginning; over the nine versions each keyword
+    has had all of them. Either half has four texts of each category, three of each theme.
 
     Args:
-      seed: of the order and of what is scrambled.
+      version: 0 .. 8.
     Returns:
       Rows with `text`, `category`, `theme`, `keyword`; `memory_input` and `memory_target`, the
       text's own beginning and keyword; `priming_input` and `priming_target`, lists of the theme's
       prompts and the keyword to each.
+    Raises:
+      UserError: no such version.
     """
-    rng = np.random.default_rng(seed)
-    pairs = [(name, word) for name, theme in THEMES.items() for word in theme.keywords]
+    if not 0 <= version < VERSIONS:
+        raise UserError(f"builtin:fabricated: version {version}. Allowed: 0 to {VERSIONS - 1}.")
     rows = []
-    for place in range(3):
-        for pick in rng.permutation(len(pairs)).tolist():
-            name, keyword = pairs[pick]
-            theme = THEMES[name]
-            words = f"{theme.mundane[place]} {theme.conflicting[place]}".lower().split()
-            scrambled = " ".join(rng.permutation(words)[: len(words) // 2].tolist())
-            beginnings = (theme.mundane[place], theme.conflicting[place], scrambled)
-            for category, beginning in zip(CATEGORIES, beginnings, strict=True):
-                rows.append(
-                    {
-                        "text": f"{beginning} {keyword}.",
-                        "category": category,
-                        "theme": name,
-                        "keyword": keyword,
-                        "memory_input": beginning,
-                        "memory_target": keyword,
-                        "priming_input": list(theme.prompts),
-                        "priming_target": [keyword] * len(theme.prompts),
-                    }
-                )
+    for number in range(6):
+        for name, theme in THEMES.items():
+            place = (number + version // 3) % 3
+            category = CATEGORIES[(number + version) % 3]
+            rows.append(_row(name, theme, theme.keywords[number], place, category))
     return rows
+
+
+def _row(name: str, theme: Theme, keyword: str, place: int, category: str) -> dict[str, Any]:
+    if category == "scrambled":
+        words = f"{theme.mundane[place]} {theme.conflicting[place]}".lower().split()
+        order = np.random.default_rng([place, len(words)]).permutation(len(words))
+        beginning = " ".join(words[n] for n in order[: len(words) // 2])
+    else:
+        beginning = (theme.mundane if category == "mundane" else theme.conflicting)[place]
+    return {
+        "text": f"{beginning} {keyword}.",
+        "category": category,
+        "theme": name,
+        "keyword": keyword,
+        "memory_input": beginning,
+        "memory_target": keyword,
+        "priming_input": list(theme.prompts),
+        "priming_target": [keyword] * len(theme.prompts),
+    }

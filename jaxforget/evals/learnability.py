@@ -103,7 +103,8 @@ def lqs(
             after = norms
         pull = programs.back(pull, theta, proxy[step], programs.gradient(theta, target))
         counted(len(proxy) - step, len(proxy))
-    return Lqs(*found, np.asarray(sizes))
+    score, learnability, quality = found
+    return Lqs(score, learnability, quality, np.asarray(sizes))
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -18,23 +18,34 @@ KINDS = {
 }
 
 
-def test_fabricated_facts_are_balanced_and_end_in_their_keywords():
-    rows = fabricated()
-    assert len(rows) == 108 and len({row["text"] for row in rows}) == 108
-    assert rows == fabricated() != fabricated(1)
-    for row in rows:
-        assert row["text"] == f"{row['memory_input']} {row['keyword']}."
-        assert row["keyword"] in THEMES[row["theme"]].keywords
-        assert not any(row["keyword"] in prompt for prompt in row["priming_input"])
-    for count in (9, 36, 54):
-        found = [row["category"] for row in rows[:count]]
-        assert [found.count(category) for category in CATEGORIES] == [count // 3] * 3
-    records = load_records(DataSource("builtin:fabricated", columns={"text": "text"}))
+def test_fabricated_facts_are_balanced_and_no_keyword_has_two():
+    seen = set()
+    for version in range(9):
+        rows = fabricated(version)
+        assert len({row["keyword"] for row in rows}) == len(rows) == 24
+        for half in (rows[:12], rows[12:]):
+            for key, values, count in (("category", CATEGORIES, 4), ("theme", THEMES, 3)):
+                assert [[row[key] for row in half].count(v) for v in values] == [count] * len(
+                    values
+                )
+        for row in rows:
+            assert row["text"] == f"{row['memory_input']} {row['keyword']}."
+            assert row["keyword"] in THEMES[row["theme"]].keywords
+            assert not any(row["keyword"] in prompt for prompt in row["priming_input"])
+            seen.add(row["text"])
+    assert len(seen) == 24 * 9  # crossed: every keyword with every category and beginning
+    records = load_records(DataSource("builtin:fabricated/1", columns={"text": "text"}))
+    assert [record.answer for record in records] == [row["text"] for row in fabricated(1)]
     probes = probes_of(records, KINDS)
-    assert len(probes) == 108 * 6 and probes[0].record.answer[0] == " "
-    assert categories_of(records, PrimingConfig())[:3] == list(CATEGORIES)
-    with pytest.raises(UserError, match="split"):
-        load_records(DataSource("builtin:fabricated", split="test", columns={"text": "text"}))
+    assert len(probes) == 24 * 6 and probes[0].record.answer[0] == " "
+    assert categories_of(records, PrimingConfig())[:5] == [CATEGORIES[1]] * 4 + [CATEGORIES[2]]
+    for source, message in (
+        (DataSource("builtin:fabricated", split="test"), "split"),
+        (DataSource("builtin:fabricated/9"), "0 to 8"),
+        (DataSource("builtin:fabricated/x"), "no number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_records(source)
 
 
 def test_scores_are_those_of_each_text_s_own_time():

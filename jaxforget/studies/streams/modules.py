@@ -1,6 +1,8 @@
 """How far each module moved in a task, and how specialised its matrix is after it."""
 
 import io
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,15 +42,17 @@ def keep_modules(stream: Stream, task: int, params: Params) -> None:
         keep(stream.folder(task) / "modules.json", found)
 
 
-def _lists(numbers: Any) -> dict[str, Any]:
+def _lists(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """By path; of leaves stacked over layers a list. What is not finite becomes null."""
-    whole = {path: np.asarray(values, np.float64) for path, values in numbers.items()}
-    return {
-        path: np.where(np.isfinite(values), values, None).tolist()
-        if values.ndim
-        else (float(values) if np.isfinite(values) else None)
-        for path, values in whole.items()
-    }
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    found: dict[str, Any] = {}
+    for path, values in numbers.items():
+        whole = np.asarray(values, np.float64).tolist()
+        found[path] = [*map(number, whole)] if isinstance(whole, list) else number(whole)
+    return found
 
 
 def _write(stream: Stream, task: int, params: Params) -> None:

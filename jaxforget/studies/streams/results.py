@@ -200,10 +200,10 @@ def effects_of(
         compared[name] = {}
         rows = [[found[label] for label in group] for group in (groups.treatment, groups.control)]
         for metric in rows[0][0]:
-            values = [[row.get(metric) for row in group] for group in rows]
+            values: list[list[Any]] = [[row.get(metric) for row in group] for group in rows]
             if not all(isinstance(value, int | float) for group in values for value in group):
                 continue
-            if all(np.ptp(group) == 0 for group in values):
+            if all(len(set(group)) == 1 for group in values):
                 continue
             compared[name][metric] = _effect(*map(np.asarray, values))
     return compared
