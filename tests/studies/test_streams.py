@@ -195,15 +195,20 @@ def test_examples_are_scored_as_asked(small):
     means = [part.mean() for part in np.split(table.logp, table.offsets[1:-1])]
     likely = scores_of(0, lm, records, tokenised, made({}), run)
     np.testing.assert_allclose(likely, means, rtol=1e-5)
+    # measured once: a run that goes on needs no model for it
+    again = scores_of(0, None, records, tokenised, made({}), run)
+    np.testing.assert_array_equal(again, likely)
+
+
+@pytest.mark.slow
+def test_a_proxy_tells_what_helps_a_clean_target(small):
+    root, made, lm, records, tokenised, run = small
     proxy = {"steps": 3, "every": 1, "batch_size": 2, "learning_rate": 0.01}
     config = made({"by": "lqs", "target": str(root / "clean.jsonl"), **proxy})
     worth = scores_of(0, lm, records, tokenised, config, run)
     assert worth.shape == (len(tokenised),) and np.ptp(worth) > 0
     # an example that is the target itself pulls along with it, whatever the others do
     assert worth[tokenised.rows == 0].mean() > worth[tokenised.rows == 3].mean()
-    # measured once: a run that goes on needs no model for it
-    again = scores_of(0, None, records, tokenised, config, run)
-    np.testing.assert_array_equal(again, worth)
 
 
 def mixture_of(root, **changes):
