@@ -98,22 +98,36 @@ def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
 SLOW = pytest.mark.slow
 
 
+OPTIONS = {
+    "memory": {"size": 12, "share": 0.25, "rehearsal": {"law": "power"}},
+    "views": 2,
+    "packing": "blocks",
+    "schedule": {"constant": 0.5, "warmup": 2, "cooldown": 3, "anneal": 4},
+    "measure": {"limit": 6, "every": 2, "probe": 2, "windows": [2], "modules": ["change"]},
+}
+
+
 @pytest.mark.parametrize(
-    "strategy",
+    "changes",
     [
-        pytest.param([{"name": "ewc", "weight": 5.0, "examples": 4}, "replay"], id="ewc+replay"),
-        pytest.param({"name": "fpf", "steps": 3}, id="fpf", marks=SLOW),
-        pytest.param("lwf", id="lwf", marks=SLOW),
-        pytest.param({"name": "derpp", "kept": "top"}, id="derpp", marks=SLOW),
-        pytest.param({"name": "k_fpf", "steps": 1, "every": 4}, id="k_fpf", marks=SLOW),
-        pytest.param("si", id="si", marks=SLOW),
-        pytest.param("ema", id="ema", marks=SLOW),
+        pytest.param(
+            {"strategy": [{"name": "ewc", "weight": 5.0, "examples": 4}, "replay"]}, id="ewc+replay"
+        ),
+        pytest.param({"strategy": {"name": "fpf", "steps": 3}}, id="fpf", marks=SLOW),
+        pytest.param({"strategy": "lwf"}, id="lwf", marks=SLOW),
+        pytest.param({"strategy": {"name": "derpp", "kept": "top"}}, id="derpp", marks=SLOW),
+        pytest.param(
+            {"strategy": {"name": "k_fpf", "steps": 1, "every": 4}}, id="k_fpf", marks=SLOW
+        ),
+        pytest.param({"strategy": "si"}, id="si", marks=SLOW),
+        pytest.param({"strategy": "ema"}, id="ema", marks=SLOW),
+        pytest.param(OPTIONS, id="options", marks=SLOW),
     ],
 )
-def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monkeypatch):
+def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, changes, monkeypatch):
     """Killed after a checkpoint, at a boundary before its files, and at the very end."""
     whole = tmp_path / "whole"
-    continual(settings(world, whole, strategy=strategy))
+    continual(settings(world, whole, **changes))
     torn = tmp_path / "torn"
 
     class Killed(BaseException):
@@ -138,13 +152,14 @@ def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monk
     monkeypatch.setattr(training._Trainer, "_task_ends", killing_end)
     for _ in range(2):
         with pytest.raises(Killed):
-            continual(settings(world, torn, strategy=strategy))
-    continual(settings(world, torn, strategy=strategy))
+            continual(settings(world, torn, **changes))
+    continual(settings(world, torn, **changes))
     for left, right in zip(weights(whole), weights(torn), strict=True):
         np.testing.assert_array_equal(left, right)
     assert rows(whole) == rows(torn)
     found = [json.loads((run / "results.json").read_text()) for run in (whole, torn)]
-    assert found[0]["matrix"] == found[1]["matrix"] and found[0]["looks"] == found[1]["looks"]
+    for part in ("matrix", "looks", "modules", "retention"):
+        assert found[0][part] == found[1][part]
 
 
 def test_nothing_to_replay_is_naive_training(world, naive, tmp_path):
