@@ -1,7 +1,8 @@
 """LQS: how much an example helps a clean target set, and whether it is still being learned.
 
 A proxy takes steps of plain gradient descent; then its path is walked back with the gradient of
-what the target set loses along it. Everything is exact reverse-mode differentiation of that path.
+what the target set loses along it. Everything is exact reverse-mode differentiation of that path,
+and every example is scored itself: the paper scores a sample and fits a small model to the scores.
 Source: DELT, Dai et al. 2025 (arXiv 2506.21545); the target vectors are those of PDS (Gu et al.).
 """
 

@@ -60,16 +60,20 @@ def results_of(
         "retention": retained(looks, stream.ends, names) if _told(stream, looks) else [],
         "ends": stream.ends,
         "recovered_nll": recovered,
-        "throughput": {
-            "tokens_per_second": streamed.tokens_per_second,
-            "step_ms": streamed.step_ms,
-            "steps": streamed.steps,
-            "step_bytes": streamed.step_bytes,
-            "peak_bytes": peak_bytes(),
-        },
+        "throughput": _throughput(streamed),
         "seconds": streamed.seconds,
         **environment(),
         "config_sha256": config_digest(config),
+    }
+
+
+def _throughput(streamed: Streamed) -> dict[str, Any]:
+    return {
+        "tokens_per_second": streamed.tokens_per_second,
+        "step_ms": streamed.step_ms,
+        "steps": streamed.steps,
+        "step_bytes": streamed.step_bytes,
+        "peak_bytes": peak_bytes(),
     }
 
 
