@@ -60,6 +60,8 @@ def scores_of(
 ) -> np.ndarray:
     """Scores of a task's examples, read from the run directory where they were measured before.
 
+    Likelihoods are measured on all devices; LQS by every process on one of its own.
+
     Args:
       place: of the task in the configuration.
       lm: the model that the stream starts from.
@@ -81,11 +83,10 @@ def scores_of(
     found = _read(file, mark)
     if found is None:
         model = _judge(how, lm, task.name)
-        with jax.set_mesh(meshes.make_mesh(config.mesh)):
-            if how.by == "likelihood":
-                found = -losses_of(model, model.params, tokenised)
-            else:
-                found = _lqs(how, model, tokenised, config, run, task.name)
+        if how.by == "likelihood":
+            found = _likelihood(model, tokenised, config)
+        else:
+            found = _lqs(how, model, tokenised, config, run, task.name)
         on_first(lambda: _write(file, mark, found))
     return found
 
@@ -138,6 +139,13 @@ def _judge(how: ScoreConfig, lm: LanguageModel, name: str) -> LanguageModel:
             "that is trained; it cannot score its pieces"
         )
     return found
+
+
+def _likelihood(lm: LanguageModel, tokenised: TokenisedSet, config: ContinualConfig) -> np.ndarray:
+    mesh = meshes.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        params = meshes.put(lm.params, meshes.shardings(lm.params, mesh))
+        return -losses_of(lm, params, tokenised)
 
 
 def _lqs(
