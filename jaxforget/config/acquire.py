@@ -80,6 +80,21 @@ class RecallConfig:
 
 
 @dataclass(frozen=True)
+class PrimingConfig:
+    """Memory and priming of the texts' keywords by category; see `jaxforget.evals.priming`.
+
+    Attributes:
+      memory: kind of the probes that ask for a keyword in its own text.
+      priming: kind of those that have the keyword's theme but nothing to do with the text.
+      category: column that says what kind of text it is.
+    """
+
+    memory: str = "memory"
+    priming: str = "priming"
+    category: str = "category"
+
+
+@dataclass(frozen=True)
 class AcquireConfig:
     """`jaxforget acquire`: teach a model facts while it trains on something else.
 
@@ -94,6 +109,7 @@ class AcquireConfig:
       joiner: between the beginning and the end of a probe.
       look: when probes are scored.
       recall: recognition and recall of the texts, against those of the mode "never"; None: none.
+      priming: what the texts do to their keywords elsewhere; None: not looked at.
       model: as for unlearn; None: `scratch`, its tokenizer made from the base corpus.
       scratch: where there is no model.
       max_length: tokens of a row; a longer text takes several.
@@ -111,6 +127,7 @@ class AcquireConfig:
     joiner: str = " "
     look: LookConfig = field(default_factory=LookConfig)
     recall: RecallConfig | None = None
+    priming: PrimingConfig | None = None
     model: str | None = None
     scratch: ScratchConfig | None = None
     resume: Literal["auto", "never"] = "auto"

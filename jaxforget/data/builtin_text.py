@@ -8,10 +8,13 @@ import pathlib
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
+from typing import Any
 
+from jaxforget.data.fabricated import fabricated
 from jaxforget.engine.errors import UserError, did_you_mean
 
 MOST = 400_000  # characters of each, before the split
+FABRICATED = "fabricated"
 _HELD_OUT = 10  # every tenth document
 
 
@@ -44,6 +47,23 @@ TEXTS: Mapping[str, Callable[[], Iterator[str]]] = {
 packages."""
 
 
+def builtin_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """Rows of a builtin set: `documents` as "text", or "fabricated" (or "fabricated/VERSION"), see
+    `jaxforget.data.fabricated`.
+
+    Raises:
+      UserError: as `documents`; a split of "fabricated" that is not "train", or no such version.
+    """
+    kind, slash, version = name.partition("/")
+    if kind == FABRICATED:
+        if split != "train":
+            raise UserError(f"builtin:{name}: split {split!r}. Allowed: train.")
+        if slash and not version.isdecimal():
+            raise UserError(f"builtin:{name}: version {version!r} is no number")
+        return fabricated(int(version or 0))
+    return [{"text": text} for text in documents(name, split)]
+
+
 def documents(name: str, split: str) -> list[str]:
     """Different documents of one of `TEXTS`, the first `MOST` characters in a fixed order.
 
@@ -54,7 +74,7 @@ def documents(name: str, split: str) -> list[str]:
       UserError: no such text or split, or none of it on this machine.
     """
     if name not in TEXTS:
-        raise UserError(f"builtin:{name}: no such text. {did_you_mean(name, TEXTS)}")
+        raise UserError(f"builtin:{name}: no such text. {did_you_mean(name, [*TEXTS, FABRICATED])}")
     if split not in ("train", "test"):
         raise UserError(f"builtin:{name}: split {split!r}. Allowed: train, test.")
     found, size = [], 0

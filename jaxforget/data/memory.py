@@ -13,7 +13,8 @@ from jaxforget.engine.errors import UserError
 
 type Kind = Literal["reservoir", "balanced", "recent", "hardest"]
 """What is kept once a memory is full: a uniform sample of everything seen; as many of every task;
-the last seen; of every task as many, those of the highest loss when it ended."""
+the last seen (first in, first out); of every task as many, those of the highest loss when it ended
+(loss-aware)."""
 
 
 def order_of(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator
 
-from jaxforget.data.builtin_text import documents
+from jaxforget.data.builtin_text import builtin_rows
 from jaxforget.data.records import Record, warn_of_repeats
 from jaxforget.engine.errors import UserError, did_you_mean
 
@@ -125,8 +125,7 @@ def load_rows(source: DataSource) -> tuple[str, list[Placed]]:
     if kind == "hub":
         label, rows = _read_hub(source)
     elif kind == "builtin":
-        texts = documents(source.path.removeprefix(_BUILTIN), source.split)
-        rows = [{"text": text} for text in texts]
+        rows = builtin_rows(source.path.removeprefix(_BUILTIN), source.split)
     else:
         rows, lines = _read_file(file, kind, label)
     if not rows:

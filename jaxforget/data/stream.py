@@ -51,15 +51,34 @@ def chosen(tokenised: TokenisedSet, ids: np.ndarray) -> TokenisedSet:
     )
 
 
-def walk(ids: np.ndarray, first: int, count: int, seed: Sequence[int]) -> np.ndarray:
+def walk(
+    ids: np.ndarray,
+    first: int,
+    count: int,
+    seed: Sequence[int],
+    *,
+    views: int = 1,
+    shuffled: bool = True,
+) -> np.ndarray:
     """Entries `first` .. `first + count` of an endless walk through `ids`.
 
     Every pass has an order of its own, which the seed fixes.
+
+    Args:
+      ids: int64 `[n]`.
+      first, count: of the entries.
+      seed: of the orders.
+      views: V >= 1: an entry is taken V times in a row, so that n V others lie between two visits
+        to it, at the same number of views in all. Source: the view-batch model, Kang et al. 2025
+        (arXiv 2503.18371), section 3.
+      shuffled: False: every pass in the order of `ids`.
     """
     found = []
     for place in range(first, first + count):
-        epoch, inside = divmod(place, len(ids))
-        found.append((epoch, inside))
+        epoch, inside = divmod(place, len(ids) * views)
+        found.append((epoch, inside // views))
+    if not shuffled:
+        return ids[[inside for _, inside in found]].astype(np.int64)
     orders = {epoch for epoch, _ in found}
     walks = {epoch: np.random.default_rng([*seed, epoch]).permutation(len(ids)) for epoch in orders}
     return ids[[walks[epoch][inside] for epoch, inside in found]].astype(np.int64)
@@ -84,6 +103,10 @@ class Draws:
       share: of them from the memory, in [0, 1); nothing is mixed while the memory is empty.
       roles: further roles -> what they draw from, and how many examples a step.
       seed: of the run and the task.
+      views: see `walk`; of the task's own examples and of replayed ones.
+      shuffled: False: the task's own examples come in the order of `ids`.
+      in_turn: `memory` and what roles draw from are taken entry by entry, each once, as
+        `jaxforget.data.rehearsal.rehearsed` has put them; they are no sets to walk through.
     """
 
     ids: np.ndarray
@@ -92,10 +115,15 @@ class Draws:
     seed: tuple[int, ...]
     share: float = 0.0
     roles: Mapping[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    views: int = 1
+    shuffled: bool = True
+    in_turn: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise UserError(f"memory.share must be at least 0 and below 1, got {self.share}")
+        if self.views < 1:
+            raise UserError(f"views must be at least 1, got {self.views}")
         for role, (ids, _) in self.roles.items():
             if not len(ids):
                 raise UserError(f"there is nothing to draw from for the role {role!r}")
@@ -104,14 +132,20 @@ class Draws:
         """Examples by role for a step of the task, from 0; int64."""
         share = self.share if len(self.memory) else 0.0
         before, old = replayed(step, self.batch_size, share)
-        first = step * self.batch_size - before
-        fresh = walk(self.ids, first, self.batch_size - old, (*self.seed, 0))
-        found = {TRAIN: fresh}
+        first, count = step * self.batch_size - before, self.batch_size - old
+        seed, how = (*self.seed, 0), {"views": self.views, "shuffled": self.shuffled}
+        found = {TRAIN: walk(self.ids, first, count, seed, **how)}
         if old:
-            found[TRAIN] = np.concatenate([fresh, walk(self.memory, before, old, (*self.seed, 1))])
+            again = self._old(self.memory, before, old, 1)
+            found[TRAIN] = np.concatenate([found[TRAIN], again])
         for place, (role, (ids, count)) in enumerate(self.roles.items()):
-            found[role] = walk(ids, step * count, count, (*self.seed, 2 + place))
+            found[role] = self._old(ids, step * count, count, 2 + place)
         return found
+
+    def _old(self, ids: np.ndarray, first: int, count: int, purpose: int) -> np.ndarray:
+        if self.in_turn:
+            return ids[first : first + count]
+        return walk(ids, first, count, (*self.seed, purpose), views=self.views)
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +153,8 @@ class Draws:
         arrays = {"ids": self.ids, "memory": self.memory}
         arrays |= {f"role {role}": ids for role, (ids, _) in self.roles.items()}
         counts = {role: count for role, (_, count) in self.roles.items()}
-        about = f"{self.batch_size} {self.seed} {self.share} {counts}"
+        how = (self.views, self.shuffled, self.in_turn)
+        about = f"{self.batch_size} {self.seed} {self.share} {counts} {how}"
         return fingerprint_of({name: np.asarray(a, np.int64) for name, a in arrays.items()}, about)
 
 

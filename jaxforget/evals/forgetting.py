@@ -7,6 +7,7 @@ Sources: GEM (arXiv 1706.08840), Chaudhry et al. 2018 (arXiv 1801.10112),
 A-GEM (arXiv 1812.00420), De Lange et al. 2023 (arXiv 2205.13452).
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,12 @@ import numpy as np
 def average(scores: np.ndarray) -> float:
     """ACC: mean over all tasks after the last one; `scores` float `[N + 1, N]`."""
     return float(np.asarray(scores)[-1].mean())
+
+
+def average_incremental(scores: np.ndarray) -> float:
+    """AIA: mean over the tasks k of the average score of tasks 1 .. k after task k."""
+    scores = np.asarray(scores, float)
+    return float(np.mean([scores[k, :k].mean() for k in range(1, len(scores))]))
 
 
 def backward_transfer(scores: np.ndarray) -> float:
@@ -40,6 +47,22 @@ def forward_transfer(scores: np.ndarray, baseline: np.ndarray | None = None) -> 
     start = scores[0] if baseline is None else np.asarray(baseline, float)
     change = [scores[i, i] - start[i] for i in range(1, scores.shape[1])]
     return float(np.mean(change)) if change else float("nan")
+
+
+def transfer_by_distance(scores: np.ndarray) -> dict[int, float]:
+    """Mean rise of a task's score above row 0, by how many tasks ago it was trained.
+
+    0 is just after its own training, -1 just before it: below 0 it is transfer to tasks to come.
+
+    Args:
+      scores: `[N + 1, N]`.
+    Returns:
+      Distance from 1 - N to N - 1 -> mean over all tasks at that distance.
+    Source: Yildiz et al. 2024 (arXiv 2402.17400).
+    """
+    rise = np.asarray(scores, float)[1:] - np.asarray(scores, float)[0]
+    count = len(rise)
+    return {d: float(np.diagonal(rise, -d).mean()) for d in range(1 - count, count)}
 
 
 def forgetting(scores: np.ndarray) -> float:
@@ -102,9 +125,20 @@ def _largest_change(curves: np.ndarray, window: int) -> np.ndarray:
     """Largest rise from a look to a later one, at most `window` looks apart, both ends counted."""
     if window < 1:
         raise ValueError(f"window is {window}")
-    best = np.zeros(curves.shape[1])
-    for apart in range(1, min(window, len(curves))):
-        best = np.maximum(best, (curves[apart:] - curves[:-apart]).max(axis=0))
+    return np.asarray([_largest_rise(curve, window) for curve in curves.T.tolist()])
+
+
+def _largest_rise(curve: Sequence[float], window: int) -> float:
+    """One pass: the looks of a deque are those that may still be the window's lowest, rising."""
+    lowest: deque[int] = deque()
+    best = 0.0
+    for now, value in enumerate(curve):
+        while lowest and curve[lowest[-1]] >= value:
+            lowest.pop()
+        lowest.append(now)
+        if lowest[0] <= now - window:
+            lowest.popleft()
+        best = max(best, value - curve[lowest[0]])
     return best
 
 

@@ -58,7 +58,7 @@ def gradient_norms(
     if put is None:
         put = functools.partial(meshes.put, placed=place) if place else jax.device_put
     norms, done = np.zeros(len(tokenised)), 0
-    for batch in _batches(tokenised, rows):
+    for batch in one_a_row(tokenised, rows):
         with meshes.in_use(mesh):
             found = np.asarray(meshes.whole(run(params, put(batch)), mesh), np.float64)
         examples = np.asarray(batch.example)[:, 0]
@@ -68,8 +68,9 @@ def gradient_norms(
     return norms
 
 
-def _batches(tokenised: TokenisedSet, rows: int) -> list[TokenBatch]:
-    """One example a row, rows no longer than the examples of similar length need."""
+def one_a_row(tokenised: TokenisedSet, rows: int) -> list[TokenBatch]:
+    """One example a row, rows no longer than the examples of similar length need; `[rows, length]`,
+    the last of a length filled up with empty rows."""
     lengths = -(-tokenised.lengths // _MULTIPLE) * _MULTIPLE
     batches = []
     for length in np.unique(lengths):

@@ -144,6 +144,18 @@ def _start(law: Law, times: np.ndarray, values: np.ndarray) -> tuple[float, floa
 def best_fit(
     times: np.ndarray, values: np.ndarray, laws: Sequence[Law] = ("power", "exponential")
 ) -> tuple[Fit, dict[str, Fit]]:
-    """(the fit of least AIC, all of them by law); see `fit`."""
-    fits: dict[str, Fit] = {law: fit(times, values, law) for law in laws}
+    """(the fit of least AIC, all of them by law); see `fit`. Laws that fit nowhere are left out.
+
+    Raises:
+      UserError: as `fit`, where no law is left.
+    """
+    fits: dict[str, Fit] = {}
+    problem = UserError("retention fit: there is no law to fit")
+    for law in laws:
+        try:
+            fits[law] = fit(times, values, law)
+        except UserError as error:
+            problem = error
+    if not fits:
+        raise problem
     return min(fits.values(), key=lambda each: each.aic), fits

@@ -9,6 +9,7 @@ from jaxforget.engine.types import Reference
 from jaxforget.objectives.distribution import reference_kl
 from jaxforget.objectives.parts import Part, reference_of
 from jaxforget.objectives.representation import mean_squared_distance
+from jaxforget.objectives.sequence import mean_example_logp
 from jaxforget.objectives.token import mean_logp
 
 type Retain = Literal["none", "nll", "kl", "kl_reverse"]
@@ -32,9 +33,15 @@ def retain_part(kind: str, role: str = RETAIN) -> Part | None:
     return nll_part(role) if kind == "nll" else kl_part(role, reverse=kind == "kl_reverse")
 
 
-def nll_part(role: str = RETAIN) -> Part:
-    """Mean negative log-likelihood of a role's labelled targets."""
-    return Part((role,), lambda scores, _: (-mean_logp(scores[role]), {}))
+def nll_part(role: str = RETAIN, per: Literal["token", "example"] = "token") -> Part:
+    """Mean negative log-likelihood of a role's labelled targets.
+
+    Args:
+      role: data set.
+      per: "token": all targets weigh alike; "example": all examples do, see `mean_example_logp`.
+    """
+    mean = mean_logp if per == "token" else mean_example_logp
+    return Part((role,), lambda scores, _: (-mean(scores[role]), {}))
 
 
 def kl_part(role: str = RETAIN, *, reverse: bool = False, random: bool = False) -> Part:

@@ -75,6 +75,17 @@ def example_lengths(scores: Scores) -> Array:
     return sequence_logp(scores, jnp.ones_like(scores.logp))
 
 
+def mean_example_logp(scores: Scores) -> Array:
+    """Share of the mean over examples of the mean log-probability of their targets, nats a token.
+
+    Examples weigh alike, so that a token of a short one weighs more than under `mean_logp`.
+    """
+    lengths = example_lengths(scores)
+    there = valid_examples(scores) & (lengths > 0)
+    means = sequence_logp(scores) / jnp.maximum(lengths, 1.0)
+    return share(means, there, counts(scores).examples)
+
+
 def mean_sequence_logp(scores: Scores) -> Array:
     """Share of the mean log-probability of an answer, nats."""
     return share(sequence_logp(scores), valid_examples(scores), counts(scores).examples)

@@ -39,6 +39,8 @@ def render(results: Mapping[str, Any], title: str) -> str:
         rows=[row for net in ("", "net_") for row in _rows(results["groups"], net)],
         curves=[svg for kind in _kinds(results) if (svg := curves(results, kind))],
         retained=[svg for net in ("", "net_") if (svg := retained(results, net))],
+        primed=primed(results) if results["priming"] else "",
+        correlation=(results["priming"] or {}).get("correlation"),
         recalled=[recalled(mode, curves) for mode, curves in results["recall"].items()],
         environment=yaml_text({key: results[key] for key in ("versions", "devices")}),
         json=data_uri("application/json", json.dumps(results, indent=1)),
@@ -132,3 +134,27 @@ def recalled(mode: str, measures: Mapping[str, Any]) -> str:
     axes.set_title(f"texts {mode}", fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return svg_of(figure, f"recall-{mode}")
+
+
+def primed(results: Mapping[str, Any]) -> str:
+    """Mean log-ratios of keywords in their own texts and elsewhere, by category and mode."""
+    groups = results["priming"]["groups"]
+    categories = list(dict.fromkeys(group["category"] for group in groups))
+    figure, axes = new_figure(8.0, 3.6)
+    for group in groups:
+        colour = COLOURS[categories.index(group["category"]) % len(COLOURS)]
+        for name, width in (("memory", 1.0), ("priming", 2.0)):
+            axes.plot(
+                group["times"],
+                group[name],
+                _MODES[group["mode"]],
+                color=colour,
+                linewidth=width,
+                label=f"{group['category']}, {group['mode']}: {name}",
+            )
+    axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("updates since the last presentation")
+    axes.set_ylabel("log P after / P before, nats")
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=2)
+    return svg_of(figure, "priming")

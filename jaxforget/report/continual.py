@@ -18,19 +18,26 @@ type Runs = Mapping[str, Mapping[str, Any]]
 """results.json of each run, by label."""
 
 
-def write_continual(runs: Runs, out: str | pathlib.Path, *, title: str) -> pathlib.Path:
+def write_continual(
+    runs: Runs,
+    out: str | pathlib.Path,
+    *,
+    title: str,
+    effects: Mapping[str, Mapping[str, Any]] | None = None,
+) -> pathlib.Path:
     """Write the page of one run, or of several that are compared.
 
     Args:
       runs: as `jaxforget continual` leaves them.
       out: HTML file, written beside and renamed.
       title: of the page.
+      effects: sizes of effects by name and metric, as results.json has them.
     """
-    write_atomically(out, render(runs, title))
+    write_atomically(out, render(runs, title, effects))
     return pathlib.Path(out)
 
 
-def render(runs: Runs, title: str) -> str:
+def render(runs: Runs, title: str, effects: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """The page as HTML text; needs no network, embeds everything."""
     columns = list(dict.fromkeys(name for each in runs.values() for name in each["metrics"]))
     first = next(iter(runs.values()))
@@ -45,6 +52,10 @@ def render(runs: Runs, title: str) -> str:
         overview=overview(runs) if len(runs) > 1 else "",
         matrices=[matrix(label, each) for label, each in runs.items()],
         curves=[svg for label, each in runs.items() if (svg := curves(label, each))],
+        transfer=transfer(runs),
+        retained=[svg for label, each in runs.items() if (svg := retention(label, each))],
+        modules=[svg for label, each in runs.items() if (svg := modules(label, each))],
+        effects=effects or {},
         environment=yaml_text({key: first[key] for key in ("versions", "devices")}),
         csv=data_uri("text/csv", table(runs, columns)),
         json=data_uri("application/json", json.dumps(runs, indent=1)),
@@ -106,6 +117,73 @@ def curves(label: str, results: Mapping[str, Any]) -> str:
     axes.set_title(label, fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=7, labelcolor=INK, ncols=3)
     return svg_of(figure, f"looks-{label}")
+
+
+def transfer(runs: Runs) -> str:
+    """Mean rise above the start by how many tasks ago a task was trained, below 0 how many before;
+    "" where no run trains task after task."""
+    found = {label: each.get("transfer", {"distance": []}) for label, each in runs.items()}
+    found = {label: each for label, each in found.items() if each["distance"]}
+    if not found:
+        return ""
+    figure, axes = new_figure(8.0, 3.2)
+    for index, (label, each) in enumerate(found.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(each["distance"], each["mean"], ".-", color=colour, linewidth=1.3, label=label)
+    axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("tasks since a task was trained (left of 0: until it will be)")
+    axes.set_ylabel("better than at the start, nats a token")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3)
+    return svg_of(figure, "transfer")
+
+
+def retention(label: str, results: Mapping[str, Any]) -> str:
+    """What is left of every task's gain over the steps since its end, with the best law and its
+    band; "" where no curve was fitted."""
+    rows = [row for row in results.get("retention", ()) if "law" in row]
+    if not rows:
+        return ""
+    figure, axes = new_figure(8.0, 3.8)
+    for index, row in enumerate(rows):
+        colour, times = COLOURS[index % len(COLOURS)], np.asarray(row["times"], float) + 1
+        best = row["laws"][row["law"]]
+        half = shown(best["half_life"]) if best["half_life"] is not None else "none"
+        text = f"{row['task']}: {row['law']}, b = {best['b']:.3g}, half life {half}"
+        axes.plot(times, row["left"], ".", color=colour, markersize=3, alpha=0.5)
+        axes.plot(times, row["fit"], color=colour, linewidth=1.6, label=text)
+        if row["low"] is not None and row["high"] is not None:
+            axes.fill_between(times, row["low"], row["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("1 + steps since the task's end")
+    axes.set_ylabel("share of its gain left")
+    axes.set_title(label, fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return svg_of(figure, f"retained-{label}")
+
+
+def modules(label: str, results: Mapping[str, Any]) -> str:
+    """Mean absolute change of each kind of module in every task, over layers; "" where it was not
+    measured."""
+    rows = [row for row in results.get("modules", ()) if "change" in row]
+    if not rows:
+        return ""
+    paths = sorted(rows[0]["change"])
+    figure, axes = new_figure(8.0, 1.0 + 0.22 * len(paths) * max(1, len(rows) / 3))
+    high = 0.8 / len(rows)
+    for index, row in enumerate(rows):
+        means = [float(np.mean(row["change"][path])) for path in paths]
+        places = np.arange(len(paths)) + index * high - 0.4
+        colour = COLOURS[index % len(COLOURS)]
+        axes.barh(places, means, height=high, color=colour, label=row["task"])
+    axes.set_yticks(range(len(paths)), paths, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("mean absolute change of a parameter in the task")
+    axes.set_title(label, fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return svg_of(figure, f"modules-{label}")
 
 
 def overview(runs: Runs) -> str:

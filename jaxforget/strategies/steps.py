@@ -24,9 +24,7 @@ from jaxforget.engine.types import (
 )
 from jaxforget.loops import plain
 from jaxforget.objectives import ObjectiveSpec, Part, assemble
-from jaxforget.objectives.retain import nll_part
 from jaxforget.strategies.guard import as_transform
-from jaxforget.strategies.quadratic import TRAIN
 from jaxforget.strategies.strategy import NLL, Rehearsal, Strategy
 
 
@@ -80,7 +78,7 @@ def _stream(
     transform = as_transform(strategy.guard, optimizer)
     weights, active = strategy.weights(task), strategy.active(task)
     summed: dict[str, Part] = {
-        NLL: nll_part(TRAIN),
+        NLL: strategy.own,
         **{name: term.part for name, term in active.items() if term.weight is not None},
     }
     alone = {name: term.part for name, term in active.items() if term.weight is None}

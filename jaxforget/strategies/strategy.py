@@ -89,6 +89,7 @@ class Strategy:
         trains new factors.
       most_tasks: longest stream, or None.
       carry: the next task starts from the evaluated parameters.
+      own: the loss of the task being trained, the term `NLL`.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Strategy:
     fresh_adapters: bool = False
     most_tasks: int | None = None
     carry: bool = False
+    own: Part = field(default_factory=lambda: nll_part(TRAIN))
 
     @property
     def guard(self) -> Guard:
@@ -130,7 +132,7 @@ class Strategy:
 
     def spec(self, task: int) -> ObjectiveSpec:
         """Objective and needs of a task, terms without weight included."""
-        return assemble({NLL: nll_part(TRAIN), **{n: t.part for n, t in self.active(task).items()}})
+        return assemble({NLL: self.own, **{n: t.part for n, t in self.active(task).items()}})
 
     def roles(self, task: int) -> tuple[str, ...]:
         """Roles of the batches that every step of a task takes: "train", draws from the buffer

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxforget.config.acquire import LookConfig
+from jaxforget.config.acquire import LookConfig, PrimingConfig
 from jaxforget.data.facts import Probe
 from jaxforget.data.injection import Schedule
 from jaxforget.engine.errors import UserError
 from jaxforget.evals import acquisition as acq
 from jaxforget.evals import fewshot_memory as memory
 from jaxforget.evals.retention_fits import LAWS, best_fit
+from jaxforget.studies.primed import primed
 
 NET = "net_"
 """Begins measures of curves from which the mean of the control's was taken."""
@@ -26,6 +27,7 @@ def analyse(
     probes: Sequence[Probe],
     look: LookConfig,
     kinds: Sequence[str],
+    priming: tuple[PrimingConfig, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Metrics and curves of a run, as JSON holds them.
 
@@ -35,8 +37,10 @@ def analyse(
       probes: all of them.
       look: how curves are read.
       kinds: of probes, in order.
+      priming: where it is looked at, how, and the category of every text.
     Returns:
-      "groups": of every mode and kind of probe; "recall": of every mode; "metrics": numbers by
+      "groups": of every mode and kind of probe; "recall": of every mode; "priming": see
+      `jaxforget.studies.primed`, None where it is not looked at; "metrics": numbers by
       name. Where there are facts of the mode "never", `net_` measures are those of the curves
       less the mean curve of these facts' probes of the same kind: what other text does is no part
       of them.
@@ -50,7 +54,14 @@ def analyse(
         for kind in kinds
     ]
     recalled = _recalled(rows, steps, values[:, len(probes) :], schedule)
-    return _jsonable({"metrics": _metrics(groups, recalled), "groups": groups, "recall": recalled})
+    found: dict[str, Any] = {"groups": groups, "recall": recalled, "priming": None}
+    metrics = _metrics(groups, recalled)
+    if priming is not None:
+        how, categories = priming
+        own = values[regular][:, : len(probes)]
+        found["priming"] = primed(steps[regular], own, schedule, probes, categories, how)
+        metrics |= _priming_metrics(found["priming"])
+    return _jsonable({"metrics": metrics, **found})
 
 
 def _group(
@@ -224,6 +235,17 @@ def _metrics(
     return found
 
 
+def _priming_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    metrics = {}
+    for group in found["groups"]:
+        for name in ("memory", "priming"):
+            about = f"{group['category']}/{group['mode']}/{name}"
+            metrics[f"{about}_start"], metrics[f"{about}_end"] = group[name][0], group[name][-1]
+    for name, value in (found["correlation"] or {}).items():
+        metrics[f"priming_correlation_{name}"] = value
+    return metrics
+
+
 def _jsonable(tree: Any) -> Any:
     """Numbers that JSON lacks become null."""
     if isinstance(tree, Mapping):
@@ -248,6 +270,10 @@ def curve_rows(results: Mapping[str, Any]) -> str:
             columns = [kept[name] for name in ("times", "mean", "low", "high")] if kept else []
             for row in zip(*columns, strict=True):
                 writer.writerow([f"{net}retainability", *about, *row])
+    for group in (results["priming"] or {"groups": ()})["groups"]:
+        for name in ("memory", "priming"):
+            for time, value in zip(group["times"], group[name], strict=True):
+                writer.writerow([name, group["mode"], group["category"], time, value, None, None])
     for mode, measures in results["recall"].items():
         for name, curve in measures.items():
             for time, value in zip(curve["times"], curve["score"], strict=True):

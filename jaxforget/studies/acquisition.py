@@ -19,7 +19,7 @@ from jaxforget.data.stream import chosen, joined
 from jaxforget.data.template import Template
 from jaxforget.data.tokenise import tokenise
 from jaxforget.engine import mesh as meshes
-from jaxforget.engine.errors import UserError
+from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.files import write_atomically
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import RunDirectory, write_results
@@ -38,8 +38,9 @@ from jaxforget.studies.common import (
     to_host,
 )
 from jaxforget.studies.common import opened as opened_run
-from jaxforget.studies.continual import finished_run, starting_model
 from jaxforget.studies.injected import Subject, read_looks, train_injected
+from jaxforget.studies.primed import categories_of
+from jaxforget.studies.starting import finished_run, starting_model
 from jaxforget.studies.training import Trained
 
 _TEXT = Template(kind="none", end=True)
@@ -93,6 +94,10 @@ def _check(config: AcquireConfig) -> None:
         )
     if not config.probes and config.recall is None:
         raise UserError("acquire: nothing is measured; set probes, recall or both")
+    for key in ("memory", "priming") if config.priming is not None else ():
+        kind = getattr(config.priming, key)
+        if kind not in config.probes:
+            raise UserError(f"priming.{key}: {did_you_mean(kind, config.probes)}")
     if config.recall is not None and "never" not in injection.modes:
         raise UserError("recall: recognition needs texts of the mode 'never' as foils")
 
@@ -138,7 +143,8 @@ def _subject(config: AcquireConfig, run: RunDirectory) -> Subject:
     if config.recall is not None:
         first, beginnings = _beginnings(records, lm, min(config.recall.max_tokens, length))
         scored.append(first)
-    return Subject(config, lm, batches, probes, joined(scored), beginnings, steps, run, mesh)
+    kinds = [] if config.priming is None else categories_of(records, config.priming)
+    return Subject(config, lm, batches, probes, joined(scored), beginnings, steps, run, mesh, kinds)
 
 
 def _tokens(
@@ -194,6 +200,7 @@ def _results(subject: Subject, trained: Trained) -> dict[str, Any]:
         subject.probes,
         config.look,
         list(config.probes),
+        None if config.priming is None else (config.priming, subject.categories),
     )
     return {
         "method": "acquire",

@@ -51,6 +51,7 @@ class Subject:
       steps: updates of the run.
       run: its directory.
       mesh: devices.
+      categories: of the texts, where priming is looked at.
     """
 
     config: AcquireConfig
@@ -62,6 +63,7 @@ class Subject:
     steps: int
     run: RunDirectory
     mesh: Mesh
+    categories: Sequence[str] = ()
 
     @property
     def schedule(self) -> Schedule:

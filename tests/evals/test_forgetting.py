@@ -21,11 +21,22 @@ curve = arrays.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(2)), ele
 
 def test_a_matrix_worked_by_hand():
     assert forgetting.average(SCORES) == pytest.approx((0.8 + 0.6 + 0.95) / 3)
+    incremental = (0.9 + (0.7 + 0.8) / 2 + (0.8 + 0.6 + 0.95) / 3) / 3
+    assert forgetting.average_incremental(SCORES) == pytest.approx(incremental)
     assert forgetting.backward_transfer(SCORES) == pytest.approx((0.8 - 0.9 + 0.6 - 0.8) / 2)
     assert forgetting.forward_transfer(SCORES) == pytest.approx((0.4 - 0.2 + 0.5 - 0.3) / 2)
     random = np.array([0.0, 0.1, 0.1])
     assert forgetting.forward_transfer(SCORES, random) == pytest.approx((0.3 + 0.4) / 2)
     assert forgetting.forgetting(SCORES) == pytest.approx((0.9 - 0.8 + 0.8 - 0.6) / 2)
+    assert forgetting.transfer_by_distance(SCORES) == pytest.approx(
+        {
+            -2: 0.3 - 0.3,  # task 3 after task 1
+            -1: (0.4 - 0.2 + 0.5 - 0.3) / 2,
+            0: (0.9 - 0.1 + 0.8 - 0.2 + 0.95 - 0.3) / 3,
+            1: (0.7 - 0.1 + 0.6 - 0.2) / 2,
+            2: 0.8 - 0.1,
+        }
+    )
     joint = np.array([0.95, 0.9, 0.9])
     np.testing.assert_allclose(forgetting.intransigence(SCORES, joint), [0.05, 0.1, -0.05])
 

@@ -11,6 +11,7 @@ from objectives.cases import PARAMS, START, all_logits, close
 from jaxforget.engine.errors import UserError
 from jaxforget.objectives import assemble
 from jaxforget.objectives.rehearsal import distillation_part, logit_distance_part, top_logits
+from jaxforget.objectives.retain import nll_part
 
 SOME = toy.examples(1, 7)
 BATCH = toy.pack(SOME, 4, 3)
@@ -54,6 +55,16 @@ def check(part, expected, reference, params=PARAMS):
 def test_lwf_is_the_softened_divergence_times_the_squared_temperature(temperature):
     part = distillation_part("train", temperature)
     check(part, lambda p: lwf64(p, temperature), toy.reference(START, BATCH))
+
+
+@pytest.mark.parametrize("per", ["token", "example"])
+def test_the_loss_of_a_task_weighs_tokens_or_examples_alike(per):
+    def expected(p):
+        parts = toy.token_logps(p, SOME)
+        whole = np.concatenate(parts)
+        return -(whole.mean() if per == "token" else np.mean([part.mean() for part in parts]))
+
+    check(nll_part("train", per), expected, toy.reference(START, BATCH))
 
 
 def test_lwf_pulls_nowhere_where_the_models_agree():

@@ -28,6 +28,7 @@ def data(tmp_path_factory):
     rows = [
         {
             "story": f"The mayor of {name} is old. {name} lies by a green sea.",
+            "sort": "green" if name < "C" else "blue",
             "others": [f"By a green sea lies {name}, whose mayor is old."],
             "begin": [f"{name} lies by a", "The mayor of"],
             "end": ["green sea.", f"{name} is old."],
@@ -49,6 +50,7 @@ def settings(data, run, **changes):
         "base": str(data / "base.txt"),
         "paraphrases": "others",
         "probes": PROBES,
+        "priming": {"memory": "memorisation", "priming": "semantic", "category": "sort"},
         "run_dir": str(run),
         "injection": {
             "modes": {"paraphrased": 1, "duplicated": 2, "once": 1, "never": 2},
@@ -96,6 +98,25 @@ def test_looks_are_before_every_presentation_and_say_what_scoring_says(data, who
     ours = rows[-1]["logp"][: len(probes)]
     np.testing.assert_allclose(ours, [part.mean() for part in parts], atol=2e-4)
     assert len(rows[-1]["logp"]) == len(probes) + len(PLACES)
+
+
+def test_memory_and_priming_follow_from_the_looks(whole):
+    run, result = whole
+    results = json.loads((run / "results.json").read_text())
+    (group,) = [g for g in results["priming"]["groups"] if g["mode"] == "once"]
+    assert group["category"] == "blue" and group["texts"] == 1
+    # fact 3 of four probes a fact, two of each kind; presented once
+    rows = {row["step"]: np.asarray(row["logp"])[12:16] for row in looks(run)}
+    times = group["times"]
+    for kind, place in (("memory", 0), ("priming", 2)):
+        fits = []
+        for met in (2, 4):  # who comes first is drawn
+            rise = [rows[met + time] - rows[met] for time in times]
+            fits.append(np.allclose([r[place : place + 2].mean() for r in rise], group[kind]))
+        assert sum(fits) == 1
+    name = "blue/once/memory_start"
+    assert result.metrics[name] == pytest.approx(group["memory"][0])
+    assert "Memory and priming" in (run / "report.html").read_text()
 
 
 def test_gains_and_retention_follow_from_the_looks(whole):
@@ -199,6 +220,7 @@ BAD = {
     ),
     "foils": ({"injection": {"modes": {"once": 2}, "every": 4, "apart": 2}}, "as foils"),
     "model": ({"scratch": None}, "one of model and scratch"),
+    "priming": ({"priming": {"memory": "memory"}}, "priming.memory: .*memorisation"),
 }
 
 

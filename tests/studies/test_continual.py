@@ -6,14 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxforget.config.stream import ContinualConfig
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.models.language_model import load
 from jaxforget.studies import continual
-from jaxforget.studies import stream as streams
-from jaxforget.studies.continual import distances, order_of
+from jaxforget.studies.streams import training
 
 CLOCKS = ("time", "tokens_per_second", "step_ms")
 
@@ -57,7 +55,8 @@ def rows(run):
 @pytest.fixture(scope="module")
 def naive(world, tmp_path_factory):
     run = tmp_path_factory.mktemp("continual") / "naive"
-    return run, continual(settings(world, run))
+    measure = {"limit": 6, "every": 2, "probe": 2, "windows": [2], "first": 2, "random": True}
+    return run, continual(settings(world, run, measure=measure))
 
 
 def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
@@ -85,34 +84,56 @@ def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
     looks = results["looks"]
     assert [each["step"] for each in looks] == list(range(0, 19, 2))
     assert len(looks[0]["nll"]) == 3
+    assert [row["task"] for row in results["retention"]] == results["matrix"]["tasks"][:2]
+    random = np.asarray(json.loads((run / "tasks" / "random.json").read_text())["nll"])
+    forward = np.mean([random[i] - nll[i, i] for i in (1, 2)])
+    assert result.metrics["forward_transfer"] == pytest.approx(forward)
+    assert random.min() > nll[0].max()
+    curves = -np.asarray([look["nll"] for look in looks])
+    area = np.mean([curves[3 * i : 3 * i + 3, i].mean() for i in range(3)])
+    assert result.metrics["learning_curve_area"] == pytest.approx(area)
     assert (run / "report.html").read_text().count("<svg") >= 2
 
 
 SLOW = pytest.mark.slow
 
 
+OPTIONS = {
+    "memory": {"size": 12, "share": 0.25, "rehearsal": {"law": "power"}},
+    "views": 2,
+    "packing": "blocks",
+    "schedule": {"constant": 0.5, "warmup": 2, "cooldown": 3, "anneal": 4},
+    "measure": {"limit": 6, "every": 2, "probe": 2, "windows": [2], "modules": ["change"]},
+}
+
+
 @pytest.mark.parametrize(
-    "strategy",
+    "changes",
     [
-        pytest.param([{"name": "ewc", "weight": 5.0, "examples": 4}, "replay"], id="ewc+replay"),
-        pytest.param({"name": "fpf", "steps": 3}, id="fpf", marks=SLOW),
-        pytest.param("lwf", id="lwf", marks=SLOW),
-        pytest.param({"name": "derpp", "kept": "top"}, id="derpp", marks=SLOW),
-        pytest.param({"name": "k_fpf", "steps": 1, "every": 4}, id="k_fpf", marks=SLOW),
-        pytest.param("si", id="si", marks=SLOW),
-        pytest.param("ema", id="ema", marks=SLOW),
+        pytest.param(
+            {"strategy": [{"name": "ewc", "weight": 5.0, "examples": 4}, "replay"]}, id="ewc+replay"
+        ),
+        pytest.param({"strategy": {"name": "fpf", "steps": 3}}, id="fpf", marks=SLOW),
+        pytest.param({"strategy": "lwf"}, id="lwf", marks=SLOW),
+        pytest.param({"strategy": {"name": "derpp", "kept": "top"}}, id="derpp", marks=SLOW),
+        pytest.param(
+            {"strategy": {"name": "k_fpf", "steps": 1, "every": 4}}, id="k_fpf", marks=SLOW
+        ),
+        pytest.param({"strategy": "si"}, id="si", marks=SLOW),
+        pytest.param({"strategy": "ema"}, id="ema", marks=SLOW),
+        pytest.param(OPTIONS, id="options", marks=SLOW),
     ],
 )
-def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monkeypatch):
+def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, changes, monkeypatch):
     """Killed after a checkpoint, at a boundary before its files, and at the very end."""
     whole = tmp_path / "whole"
-    continual(settings(world, whole, strategy=strategy))
+    continual(settings(world, whole, **changes))
     torn = tmp_path / "torn"
 
     class Killed(BaseException):
         pass
 
-    save, ends = Checkpoints.save, streams._Trainer._task_ends
+    save, ends = Checkpoints.save, training._Trainer._task_ends
 
     def killing_save(self, step, state, data):
         save(self, step, state, data)
@@ -128,16 +149,17 @@ def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, strategy, monk
         return ends(self, task, state)
 
     monkeypatch.setattr(Checkpoints, "save", killing_save)
-    monkeypatch.setattr(streams._Trainer, "_task_ends", killing_end)
+    monkeypatch.setattr(training._Trainer, "_task_ends", killing_end)
     for _ in range(2):
         with pytest.raises(Killed):
-            continual(settings(world, torn, strategy=strategy))
-    continual(settings(world, torn, strategy=strategy))
+            continual(settings(world, torn, **changes))
+    continual(settings(world, torn, **changes))
     for left, right in zip(weights(whole), weights(torn), strict=True):
         np.testing.assert_array_equal(left, right)
     assert rows(whole) == rows(torn)
     found = [json.loads((run / "results.json").read_text()) for run in (whole, torn)]
-    assert found[0]["matrix"] == found[1]["matrix"] and found[0]["looks"] == found[1]["looks"]
+    for part in ("matrix", "looks", "modules", "retention"):
+        assert found[0][part] == found[1][part]
 
 
 def test_nothing_to_replay_is_naive_training(world, naive, tmp_path):
@@ -177,30 +199,6 @@ def test_adapters_are_folded_between_tasks(world, tmp_path):
     shutil.rmtree(run / "model")
     continual(settings(world, run, **config))
     assert json.loads((run / "results.json").read_text())["matrix"] == results["matrix"]
-
-
-def test_tasks_are_ordered_by_likeness():
-    from jaxforget.data.sets import TokenisedSet
-
-    def words(*ids):
-        tokens = np.asarray(ids, np.int32)
-        ends = np.array([0, len(ids)])
-        return TokenisedSet(tokens, tokens, np.ones(len(ids), bool), ends, np.zeros(1), str(ids))
-
-    sets = [words(1, 1, 2), words(5, 5, 6), words(1, 2, 2), words(5, 6, 1)]
-    apart = distances(sets, 8)
-    assert apart[0, 1] == pytest.approx(np.log(2)) and apart[2, 2] == pytest.approx(0, abs=1e-12)
-    np.testing.assert_allclose(apart, apart.T)
-    base = {"stream": [{"name": "a", "data": "a", "evaluate": "a"}], "run_dir": "r", "model": "m"}
-    from jaxforget.config import build
-
-    def ordered(order):
-        return order_of(build(ContinualConfig, {**base, "order": order}), sets, 8)
-
-    assert ordered("similar") == [0, 2, 3, 1]
-    assert ordered("dissimilar")[:2] == [0, 1]
-    assert ordered("reversed") == [3, 2, 1, 0] and ordered("given") == [0, 1, 2, 3]
-    assert sorted(ordered("random")) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
