@@ -193,15 +193,18 @@ def generate_many(
 def _alike(prompts: Sequence[np.ndarray], batch_size: int, *, queues: bool) -> list[list[int]]:
     """Prompts of similar length: a queue each of more than a batch, or batches.
 
-    Few of one length join the next longer ones, so that few programs are compiled.
+    Few of one length join the next longer ones, so that few programs are compiled. In queues the
+    length is that of what follows the beginning that all share.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     if not queues:
         return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    ahead = len(_shared(prompts)) if prompts else 0
+    widths = [_width(len(prompt) - ahead) for prompt in prompts]
     found: list[list[int]] = []
     for index in order:
         last = found[-1] if found else []
-        wider = last and _width(len(prompts[last[-1]])) < _width(len(prompts[index]))
+        wider = last and widths[last[-1]] < widths[index]
         if not found or (wider and len(last) >= 8 * batch_size):
             found.append([])
         found[-1].append(index)

@@ -4,10 +4,14 @@ Rows are padded on the left, so that all rows write slot P + t - 1 at step t. Po
 tokens only; padded slots are never seen. Keys lie as `[n, B, KV, h, S]` and values as
 `[n, B, KV, S, h]`, so that no step has to turn the cache round before its products.
 
+Attention reads the slots that rows have reached, not all that they may reach: the loop is compiled
+for half of the new tokens and for all of them.
+
 Shapes: B rows, P prompt slots, N new tokens, S = P + N slots, n layers, KV key heads, h components.
 """
 
 import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +24,7 @@ from jaxforget.models import decoder, layers
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
 
+_LONG = 64  # fewer new tokens are not worth a second loop
 CAST = frozenset({"w", "b", "lora_a", "lora_b", "lora_scale"})  # what `layers.linear` casts
 
 
@@ -95,20 +100,27 @@ def _generate(
         eos,
     )
 
-    def running(loop: _Loop) -> Array:
-        return (loop.step < count) & jnp.any(~loop.done)
-
-    def advance(loop: _Loop) -> _Loop:
+    def advance(made: int, loop: _Loop) -> _Loop:
         slot = width + loop.step - 1  # of the newest token
         caches = loop.keys, loop.values
         hidden, (keys, values) = decode(
-            params, loop.token, slot, lengths, width, caches, cfg, dtype
+            params, loop.token, slot, lengths, width, caches, cfg, dtype, None, width + made
         )
         token = choose(hidden, loop.step)
         return _record(loop._replace(token=token, keys=keys, values=values), eos)
 
-    end = jax.lax.while_loop(running, advance, start)
-    return end.tokens, end.lengths
+    def running(made: int, loop: _Loop) -> Array:
+        return (loop.step <= made) & (loop.step < count) & jnp.any(~loop.done)
+
+    loop = start
+    for made in spans(count):
+        loop = jax.lax.while_loop(partial(running, made), partial(advance, made), loop)
+    return loop.tokens, loop.lengths
+
+
+def spans(count: int) -> tuple[int, ...]:
+    """How many new tokens the loops are compiled for, one after the other; the last is `count`."""
+    return (count,) if count < _LONG else (-(-count // 2), count)
 
 
 def _record(loop: _Loop, eos: Array) -> _Loop:
@@ -209,7 +221,8 @@ def decode(
     caches: tuple[Array, Array],
     cfg: DecoderConfig,
     dtype: str,
-    shared: int = 0,
+    before: tuple[Array, Array] | None = None,
+    reach: int | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run the newest tokens.
 
@@ -217,36 +230,46 @@ def decode(
       params: cast, see `cast`.
       token: int32 `[B]`, the newest token of each row.
       slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
-      lengths, width, shared: see `positions_of`.
+      lengths: int32 `[B]`, tokens of each prompt, those of `before` included.
+      width: P, the slot at which prompts end.
       caches: keys `[n, B, KV, h, S]` and values `[n, B, KV, S, h]`.
       cfg, dtype: architecture and dtype of the computation.
+      before: see `prefill`; its C tokens lie in no slot.
+      reach: of the S slots, the first that attention reads, `slot` among them; None: all.
     Returns:
       (state of the newest tokens `[B, D]`, caches with them).
     """
     slots = caches[0].shape[-1]
-    positions = positions_of(lengths, width, slots, shared)
-    ends = jnp.broadcast_to(slot, lengths.shape)[:, None]
-    here = jnp.take_along_axis(positions, ends, axis=1)
+    shared = 0 if before is None else before[0].shape[-1]
+    reach = slots if reach is None else reach
+    here = jnp.broadcast_to(lengths + slot - width, lengths.shape)[:, None]
+    ahead = jnp.broadcast_to(jnp.arange(shared, dtype=jnp.int32), (len(lengths), shared))
+    own = positions_of(lengths, shared + width, shared + reach, shared)[:, shared:]
     x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(here, cfg)
 
     def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
         x, keys, values = carry
-        layer, extra, index = scanned
-        sees = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
+        layer, extra, index, past = scanned
+
+        def sees(positions: Array) -> Array:
+            found = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
+            return found[:, None]
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             # written into the carried cache: scanned-over caches would be copied at every step
             k_all, v_all = _keys_written(keys, k, index, slot), _written(values, v, index, slot)
-            out = layers.attend_cached(q, k_all[index], v_all[index], sees[:, None], cfg)
-            return out, (k_all, v_all)
+            parts = [(k_all[index, ..., :reach], v_all[index, :, :, :reach], sees(own))]
+            if past is not None:
+                parts.append((*past, sees(ahead)))
+            return layers.attend_cached(q, parts, cfg), (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
         return (x, keys, values), None
 
     indices = jnp.arange(cfg.layers, dtype=jnp.int32)
-    scanned = (params["layers"], layers.layer_extras(cfg), indices)
+    scanned = (params["layers"], layers.layer_extras(cfg), indices, before)
     (x, keys, values), _ = jax.lax.scan(body, (x, *caches), scanned)
     return layers.norm(x[:, 0], params["final_norm"], cfg), (keys, values)
 
