@@ -23,25 +23,10 @@ from jaxforget.engine.tree import Params, flatten, unflatten
 from jaxforget.models import decoder, layers
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
+from jaxforget.models.sampling import Sampling, choose_tokens
 
 _LONG = 64  # fewer new tokens are not worth a second loop
 CAST = frozenset({"w", "b", "lora_a", "lora_b", "lora_scale"})  # what `layers.linear` casts
-
-
-class Sampling(NamedTuple):
-    """How the next token is drawn; all but `greedy` are traced.
-
-    Attributes:
-      keys: one typed key a row, `[B]`; None under `greedy`.
-      temperature: float32 scalar > 0.
-      top_p: float32 scalar in (0, 1]: the smallest set of likeliest tokens with this mass.
-      top_k: int32 scalar: only so many of the likeliest tokens; V or more is all.
-    """
-
-    keys: Array | None
-    temperature: Array
-    top_p: Array
-    top_k: Array
 
 
 class _Loop(NamedTuple):
@@ -64,6 +49,7 @@ def program() -> Any:
 
 def _generate(
     params: Params,
+    shared: Array,
     prompts: Array,
     mask: Array,
     eos: Array,
@@ -78,20 +64,21 @@ def _generate(
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
     rows, width = prompts.shape
-    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    before = beginning(params, shared, cfg, dtype)
+    lengths = len(shared) + jnp.sum(mask, axis=1, dtype=jnp.int32)
 
     def choose(hidden: Array, step: Array) -> Array:
         steps = jnp.broadcast_to(step, (rows,))
         return choose_tokens(decoder.logits(hidden, head), sampling, steps, greedy)
 
-    hidden, keys, values = prefill(params, prompts, mask, cfg, dtype)
+    hidden, keys, values = prefill(params, prompts, mask, cfg, dtype, before)
     none, room = ((0, 0),) * 3, (0, count)
     first = choose(hidden, jnp.int32(0))
     start = _record(
         _Loop(
             step=jnp.int32(0),
             token=first,
-            done=lengths == 0,
+            done=~jnp.any(mask, axis=1),
             keys=jnp.pad(keys, (*none, (0, 0), room)),
             values=jnp.pad(values, (*none, room, (0, 0))),
             tokens=jnp.full((rows, count), pad, jnp.int32),
@@ -104,7 +91,7 @@ def _generate(
         slot = width + loop.step - 1  # of the newest token
         caches = loop.keys, loop.values
         hidden, (keys, values) = decode(
-            params, loop.token, slot, lengths, width, caches, cfg, dtype, None, width + made
+            params, loop.token, slot, lengths, width, caches, cfg, dtype, before, width + made
         )
         token = choose(hidden, loop.step)
         return _record(loop._replace(token=token, keys=keys, values=values), eos)
@@ -157,6 +144,15 @@ def positions_of(lengths: Array, width: int, slots: int, shared: int = 0) -> Arr
     slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
     own = slot - (width - lengths)[:, None]
     return jnp.where(slot < shared, slot, jnp.where(own >= shared, own, -1))
+
+
+def beginning(
+    params: Params, shared: Array, cfg: DecoderConfig, dtype: str
+) -> tuple[Array, Array] | None:
+    """Keys and values of what all prompts begin with, int32 `[C]`, for `prefill`; None for none."""
+    if not len(shared):
+        return None
+    return prefill(params, shared[None], jnp.ones((1, len(shared)), bool), cfg, dtype)[1:]
 
 
 def prefill(
@@ -292,28 +288,3 @@ def _keys_written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
         return jax.lax.dynamic_update_slice(cache, turned, (layer, zero, zero, zero, slot))
     rows = jnp.arange(cache.shape[1], dtype=jnp.int32)
     return cache.at[layer, rows, :, :, slot].set(new[:, 0], unique_indices=True)
-
-
-def choose_tokens(logits: Array, sampling: Sampling, steps: Array, greedy: bool) -> Array:
-    """Next tokens int32 `[B]` from logits `[B, V]`.
-
-    Args:
-      logits: of every row.
-      sampling: how; its keys are those of the rows.
-      steps: int32 `[B]`, tokens that each row has made before.
-      greedy: the likeliest, whatever `sampling` says.
-    """
-    if greedy or sampling.keys is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-    ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
-    # not jax.nn.softmax: XLA's oneDNN form of it cannot be kept in the compilation cache
-    mass = jnp.exp(ranked - ranked[:, :1])
-    p = mass * (1.0 / jnp.sum(mass, axis=-1, keepdims=True))
-    before = jnp.cumsum(p, axis=-1) - p
-    rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
-    # the likeliest token always stays
-    keep = (rank == 0) | ((rank < sampling.top_k) & (before < sampling.top_p))
-    keys = jax.vmap(jax.random.fold_in)(sampling.keys, steps)
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(keep, ranked, -jnp.inf))
-    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)

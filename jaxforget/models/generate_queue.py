@@ -22,7 +22,8 @@ from jaxforget.engine.tree import Params
 from jaxforget.models import decoder
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
-from jaxforget.models.generate_loop import Sampling, cast, choose_tokens, decode, prefill, spans
+from jaxforget.models.generate_loop import beginning, cast, decode, prefill, spans
+from jaxforget.models.sampling import Sampling, choose_tokens
 
 
 class _Queue(NamedTuple):
@@ -83,9 +84,7 @@ def _generate(
     number, ahead = len(prompts), len(shared)
     width = prompts.shape[1]
     fresh_slots = refilled(slots)
-    before = None
-    if ahead:
-        before = prefill(params, shared[None], jnp.ones((1, ahead), bool), cfg, dtype)[1:]
+    before = beginning(params, shared, cfg, dtype)
 
     def pick(hidden: Array, steps: Array, owners: Array) -> Array:
         keys = None if sampling.keys is None else sampling.keys[owners]

@@ -183,7 +183,8 @@ def test_what_all_prompts_begin_with_is_computed_once(case, monkeypatch):
         widths.append(theirs.shape)
         return original(params, theirs, *args)
 
-    monkeypatch.setattr(generate_queue, "prefill", watched)
+    for module in (generate_loop, generate_queue):
+        monkeypatch.setattr(module, "prefill", watched)
     generate_queue.program.cache_clear()
     many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=2)
     generate_queue.program.cache_clear()
@@ -218,6 +219,31 @@ def test_attention_reads_the_slots_that_are_reached_and_then_all(monkeypatch):
     for module in (generate_loop, generate_queue):
         module.program.cache_clear()
     assert {len(each) <= N // 2 for each in wanted} == {True, False}
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_worked_examples_before_all_prompts_are_computed_once_in_batches_too(divided, monkeypatch):
+    cfg, params, _ = load("llama32")
+    (ahead,) = prompts(18, seed=4)
+    some = [np.concatenate([ahead, own]) for own in prompts(3, 1, 7, 2, seed=5)]
+    widths = []
+    original = generate_loop.prefill
+
+    def watched(params, theirs, *args):
+        widths.append(theirs.shape)
+        return original(params, theirs, *args)
+
+    monkeypatch.setattr(generate_loop, "prefill", watched)
+    monkeypatch.setattr(generate_of, "_SHARED_IN_BATCHES", 16)
+    generate_loop.program.cache_clear()
+    if divided:
+        mesh = meshes.make_mesh(meshes.MeshConfig(data=4, fsdp=1, tensor=2))
+        params = meshes.put(params, meshes.shardings(params, mesh))
+    many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=4)
+    generate_loop.program.cache_clear()
+    assert sorted(set(widths)) == [(1, 16), (4, 32)]
+    for prompt, answer in zip(some, many, strict=True):
+        assert answer.tolist() == oracle(load("llama32")[1], cfg, prompt)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
