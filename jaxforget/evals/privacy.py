@@ -149,7 +149,7 @@ def roc_auc(members: np.ndarray, others: np.ndarray, *, axis: int = -1) -> np.nd
 
 
 def auc_interval(members: np.ndarray, others: np.ndarray, *, seed: int = 0) -> Interval:
-    """`bootstrap` of `roc_auc`, in a tenth of the time: resamples need not be sorted.
+    """`bootstrap` of `roc_auc`, in a third of the time: resamples need not be sorted.
 
     Args:
       members, others: scores `[n]` and `[m]`, two or more each.
