@@ -3,7 +3,7 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: venv demo test test-slow lint bench clean
+.PHONY: venv demo test test-slow chromium lint bench clean
 
 venv: $(STAMP)
 
@@ -23,8 +23,19 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) chromium
 	$(BIN)/python -m pytest -m slow
+
+# Reports are opened in a real browser; without one that test is skipped.
+chromium:
+	@for name in chromium chromium-browser google-chrome; do \
+	  command -v $$name >/dev/null 2>&1 && exit 0; \
+	done; \
+	if command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes chromium; \
+	else \
+	  echo "no Chromium here, and no way to install it: reports are not opened in a browser"; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,8 +6,9 @@ A Llama of 3.5 million parameters learns TOFU for `--steps` steps (so that its a
 ones do; 0: random weights, whose answers all run to the limit), then both lanes evaluate it in
 turn, each in processes of its own: `jaxforget`, with the compilation of its programs and again
 without, and PyTorch, `benchmarks/peer/evaluate.py`, in an environment that has torch, transformers
-and rouge-score. Prints and writes the ratios of the time from model and records to metrics; what
-both lanes found is written beside, and has to agree.
+and rouge-score; both in the same dtype. Prints and writes the ratios of the time from model and
+records to metrics, and of the processor's time, which neighbours disturb less; what both lanes
+found is written beside, and has to agree.
 """
 
 import argparse
@@ -163,7 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="TOFU's files")
     parser.add_argument("--peer-python", help="interpreter that has torch; none: our lane alone")
-    parser.add_argument("--model", type=pathlib.Path, help="evaluated instead of the tiny one")
+    parser.add_argument(
+        "--model", type=pathlib.Path, help="folder or .gguf, evaluated instead of the tiny one"
+    )
     parser.add_argument("--steps", type=int, default=300, help="that the tiny model learns")
     parser.add_argument("--share", type=int, default=1, help="of the rows, every so manieth")
     parser.add_argument("--compute", default="float32", choices=("float32", "bfloat16"))
@@ -181,7 +184,8 @@ def main() -> None:
         return
     if not options.model and not folder.exists():
         make_model(options.data, folder, options.steps)
-    plain = folder / "model" if (folder / "model").is_dir() else folder
+    plain = _plain(folder, options.out)
+    model = str(plain)
     sets = options.out / "sets.json"
     for_peer(options.data, options.share, model, sets)
     rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
@@ -194,10 +198,22 @@ def main() -> None:
         if options.peer_python:
             file = options.out / f"peer-{number}.json"
             script = ROOT / "benchmarks" / "peer" / "evaluate.py"
-            given = [plain, sets, file, options.threads]
+            given = [plain, sets, file, options.threads, options.compute]
             _run([options.peer_python, script, *given], options.threads)
             rounds["peer"].append(json.loads(file.read_text()))
     print(json.dumps(_told(rounds, options), indent=1))
+
+
+def _plain(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """The model as a folder that transformers reads too; a .gguf file is written out as one."""
+    from jaxforget.models.language_model import load
+
+    if folder.is_dir():
+        return folder / "model" if (folder / "model").is_dir() else folder
+    written = out / folder.stem
+    if not written.is_dir():
+        load(folder, dtype="float32").save_pretrained(written)
+    return written
 
 
 def _run(command: Sequence[Any], threads: int) -> None:
@@ -227,9 +243,10 @@ def _told(rounds: Mapping[str, Sequence[Mapping[str, Any]]], options: Any) -> di
     }
     if rounds["peer"]:
         for kind in ("cold", "warm"):
-            pairs = zip(rounds["ours"], rounds["peer"], strict=True)
-            ratios = [ours[kind]["seconds"] / peer["seconds"] for ours, peer in pairs]
-            told[f"{kind} over peer"] = [round(each, 4) for each in ratios]
+            for unit in ("seconds", "cpu_seconds"):
+                pairs = zip(rounds["ours"], rounds["peer"], strict=True)
+                ratios = [round(ours[kind][unit] / peer[unit], 4) for ours, peer in pairs]
+                told[f"{kind} over peer, {unit.replace('_', ' ')}"] = ratios
         told["peer metrics"] = {name: rounds["peer"][-1]["metrics"][name] for name in SHARED}
         told["peer passes"] = rounds["peer"][-1]["passes"]
     told["seconds, for orientation only"] = {

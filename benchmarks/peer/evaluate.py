@@ -4,7 +4,7 @@ Every metric is a pass of its own over its set, in the order of the rows, 32 at 
 the longest of the batch; a model call gives logits of all positions; perturbed answers are scored
 place by place of the list; answers are generated in fixed batches that end with their longest row.
 
-    python evaluate.py MODEL_FOLDER SETS.json OUT.json THREADS
+    python evaluate.py MODEL_FOLDER SETS.json OUT.json THREADS DTYPE
 """
 
 import json
@@ -158,9 +158,9 @@ def suite(model, tokenizer, sets):
 
 def main():
     """Read, evaluate, write."""
-    folder, sets, out, threads = sys.argv[1:]
+    folder, sets, out, threads, dtype = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     with open(sets) as file:

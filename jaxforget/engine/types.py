@@ -40,13 +40,12 @@ class TokenBatch:
       positions: int32 `[B, L]`, restart at 0 in every segment.
       mask: float32 `[B, L]`, 1 where the target counts.
       example: int32 `[B, S]`, dataset row of each packed segment, -1 is an empty slot.
-      parents: int32 `[B, L]`, a segment of the row that attention sees too, as if it stood before
-        this one; the token's own where there is none. None: nobody has one.
+      until: int32 `[B, L]`, where attention goes by places instead of segments: a token is seen
+        from its own place on until before this one, counted from the begin of the row, 0: never.
+        None: it goes by segments.
       totals: counts of the whole step where this batch is one micro-batch of it; None: itself.
       max_targets: static upper bound of labelled targets in any row, so that only they go
         through the output head; None: every position may be labelled.
-      common: static number of first places of every row that all its segments see, as if they
-        stood before each.
     """
 
     tokens: Array
@@ -55,10 +54,9 @@ class TokenBatch:
     positions: Array
     mask: Array
     example: Array
-    parents: Array | None = None
+    until: Array | None = None
     totals: Totals | None = None
     max_targets: int | None = field(default=None, metadata={"static": True})
-    common: int = field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

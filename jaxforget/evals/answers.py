@@ -73,6 +73,7 @@ def score_answers(
     *,
     alone: Sequence[str] = (),
     rows: int | None = None,
+    unseen: int | None = None,
     put: Callable[[Any], Any] | None = None,
     counted: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Scored:
@@ -85,7 +86,7 @@ def score_answers(
       template: how a question and an answer become text.
       max_length: most tokens of one example.
       alone: sets of which only the answers themselves are scored.
-      rows, put: see `score_set`.
+      rows, unseen, put: see `score_set`.
       counted: told (what, done, total).
     Raises:
       UserError: plain text longer than `max_length`, or columns that only some records have.
@@ -119,6 +120,7 @@ def score_answers(
         rows=rows,
         stats=True,
         share_prompts=True,
+        unseen=unseen,
         put=put,
         counted=lambda done, total: counted("scoring", done, total),
     )

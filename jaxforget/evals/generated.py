@@ -23,6 +23,7 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int,
     counted: Callable[[str, int, int], None],
+    unseen: int | None = None,
 ) -> list[dict[str, Any]]:
     """One greedy answer to every question of every set.
 
@@ -35,11 +36,14 @@ def generate_answers(
       max_new_tokens: longest answer.
       batch_size: prompts continued at a time.
       counted: told (what, done, total).
+      unseen: a token that is left out of prompts.
     Returns:
       Dicts with "set", "row", "prompt", "truth", "answer", set after set.
     """
     asked = [(name, record) for name, records in sets.items() for record in records]
     prompts = prompt_ids([record for _, record in asked], lm.tokenizer, template, max_length)
+    if unseen is not None:
+        prompts = [prompt[prompt != unseen] for prompt in prompts]
     counted("generating", 0, len(asked))
     tokens = lm.generate(params, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     counted("generating", len(asked), len(asked))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxforget.evals.privacy import roc_auc
+from jaxforget.evals.privacy import auc_interval, roc_auc
 from jaxforget.evals.statistics import bootstrap
 
 
@@ -38,7 +38,7 @@ class Part:
         found = {name: bootstrap(values) for name, values in self.means.items() if len(values) > 1}
         for name, sides in self.areas.items():
             if min(map(len, sides)) > 1:
-                found[name] = bootstrap(*sides, statistic=roc_auc)
+                found[name] = auc_interval(*sides)
         return {name: (each.low, each.high) for name, each in found.items()}
 
 

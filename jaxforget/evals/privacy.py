@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxforget.engine.errors import UserError
 from jaxforget.evals.checks import bodies, checked, paired
+from jaxforget.evals.statistics import Interval, bootstrap
 
 _TINY = 1e-10  # the peer's guard against division by zero
 
@@ -145,6 +146,33 @@ def roc_auc(members: np.ndarray, others: np.ndarray, *, axis: int = -1) -> np.nd
     ranks = rankdata(np.concatenate([members, others], -1), axis=-1)[..., :count]
     area = (ranks.sum(-1) - count * (count + 1) / 2) / (count * rest)
     return float(area) if area.ndim == 0 else area
+
+
+def auc_interval(members: np.ndarray, others: np.ndarray, *, seed: int = 0) -> Interval:
+    """`bootstrap` of `roc_auc`, in a third of the time: resamples need not be sorted.
+
+    Args:
+      members, others: scores `[n]` and `[m]`, two or more each.
+      seed: of the draws.
+    """
+    sides = [checked("AUC", side) for side in (members, others)]
+    values, ranks = np.unique(np.concatenate(sides), return_inverse=True)
+
+    def area(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+        found = (np.moveaxis(side, axis, -1).astype(np.int64) for side in (first, second))
+        mine, theirs = (_counts(side, len(values)) for side in found)
+        below = np.cumsum(theirs, axis=-1) - theirs / 2
+        return (mine * below).sum(-1) / (mine.sum(-1) * theirs.sum(-1))
+
+    return bootstrap(*np.split(ranks, [len(sides[0])]), statistic=area, seed=seed)
+
+
+def _counts(ranks: np.ndarray, most: int) -> np.ndarray:
+    """How often each of 0..most-1 is along the last axis: int64 `[.., most]`."""
+    lead = ranks.shape[:-1]
+    rows = np.arange(ranks[..., 0].size).reshape(*lead, 1)
+    flat = np.bincount((ranks + rows * most).ravel(), minlength=rows.size * most)
+    return flat.reshape(*lead, most)
 
 
 def tpr_at_fpr(members: np.ndarray, others: np.ndarray, *, fpr: float = 0.01) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxforget.data.pack import pack_all
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.data.shared_prompts import pack_shared, row_length
+from jaxforget.data.shared_beginnings import Packed, pack_shared
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.runtime import compiler_options
 from jaxforget.engine.tree import Params
@@ -61,6 +61,7 @@ def score_set(
     residual: int | None = None,
     values: tuple[int, int] | None = None,
     share_prompts: bool = False,
+    unseen: int | None = None,
     put: Callable[[Any], Any] | None = None,
     counted: Callable[[int, int], None] = lambda *_: None,
 ) -> TokenTable:
@@ -77,8 +78,9 @@ def score_set(
       hidden: also final hidden states.
       residual: also the output of this layer, counted from 0, negative from the last.
       values: also norms of attention's values in the first layers at the first positions.
-      share_prompts: compute a question once for all its answers; `score` must heed
-        `TokenBatch.parents` and `.common`, and `values` must be None.
+      share_prompts: compute what examples begin with once for all of them; `score` must heed
+        `TokenBatch.until`, and `values` must be None.
+      unseen: a token that attention passes over, under `share_prompts`; None: it sees all.
       put: places a batch on the devices; None: on those of the parameters.
       counted: told (batches done, batches in all).
     Returns:
@@ -87,21 +89,23 @@ def score_set(
     mesh = meshes.mesh_of(params)
     rows = meshes.whole_rows(rows or (2 if jax.default_backend() == "cpu" else 8), mesh)
     if share_prompts:
-        batches = pack_shared(tokenised, rows=rows, length=length or row_length(tokenised))
+        packed = pack_shared(tokenised, rows=rows, length=length, unseen=unseen)
+    elif unseen is not None:
+        raise ValueError("unseen: attention goes by segments, unless share_prompts is set")
     else:
-        batches = pack_all(tokenised, rows=rows, length=length or packed_length(tokenised))
+        packed = _packed_alone(tokenised, rows, length or packed_length(tokenised))
     names = _wanted(stats, hidden, residual is not None, values is not None)
     run = _compiled(score, names, stats, residual, values)
     tables: dict[str, np.ndarray] = {}
-    pending: tuple[TokenBatch, Any] | None = None
+    pending: tuple[np.ndarray, np.ndarray, Any] | None = None
     put = put or (lambda batch: meshes.put_rows(batch, mesh))
-    for done, batch in enumerate(batches, start=1):
+    for done, (batch, labels, places) in enumerate(zip(*packed, strict=True), start=1):
         with meshes.in_use(mesh):
             answer = meshes.whole(run(params, put(batch)), mesh)
         if pending is not None:
             _unpack(tokenised, *pending, tables)
-        pending = (batch, answer)
-        counted(done, len(batches))
+        pending = (labels, places, answer)
+        counted(done, len(packed.batches))
     if pending is not None:
         _unpack(tokenised, *pending, tables)
     return TokenTable(offsets=tokenised.label_offsets, **tables)
@@ -138,26 +142,42 @@ def _compiled(
         holders = [scores if name in own else scores.stats for name in names]
         found = zip(names, holders, strict=True)
         floats = {name: jnp.asarray(getattr(holder, name), jnp.float32) for name, holder in found}
-        return (scores.mask, scores.segments), floats
+        return scores.mask, floats
 
     return jax.jit(run, compiler_options=compiler_options())
 
 
-def _unpack(
-    tokenised: TokenisedSet, batch: TokenBatch, answer: Any, tables: dict[str, np.ndarray]
-) -> None:
-    """Copy a batch's values to where they belong in the flat tables."""
-    (mask, segments), values = jax.device_get(answer)
-    row, slot = np.nonzero(mask)
-    examples = np.asarray(batch.example)[row, segments[row, slot] - 1]
+def _packed_alone(tokenised: TokenisedSet, rows: int, length: int) -> Packed:
+    """Every example by itself, and where its labels are."""
+    batches = pack_all(tokenised, rows=rows, length=length)
+    labels = [_labels(tokenised, batch) for batch in batches]
+    return Packed(batches, labels, [np.arange(len(each)) for each in labels])
+
+
+def _labels(tokenised: TokenisedSet, batch: TokenBatch) -> np.ndarray:
+    """Which labelled target of the set is at each labelled place of a batch of `pack_all`."""
+    row, place = np.nonzero(batch.mask)
+    examples = np.asarray(batch.example)[row, np.asarray(batch.segments)[row, place] - 1]
     # labelled targets of one example are neighbours, in order: count from the first of each
     new = np.concatenate([[True], (examples[1:] != examples[:-1]) | (row[1:] != row[:-1])])
     starts = np.nonzero(new)[0]
     sizes = np.diff(np.append(starts, len(examples)))
     within = np.arange(len(examples)) - np.repeat(starts, sizes)
-    places = tokenised.label_offsets[examples] + within
+    return tokenised.label_offsets[examples] + within
+
+
+def _unpack(
+    tokenised: TokenisedSet,
+    labels: np.ndarray,
+    places: np.ndarray,
+    answer: Any,
+    tables: dict[str, np.ndarray],
+) -> None:
+    """Copy a batch's values to where they belong in the flat tables."""
+    mask, values = jax.device_get(answer)
+    row, slot = (index[places] for index in np.nonzero(mask))
     count = int(tokenised.label_offsets[-1])
     for name, value in values.items():
         if name not in tables:
             tables[name] = np.zeros((count, *value.shape[2:]), value.dtype)
-        tables[name][places] = value[row, slot]
+        tables[name][labels] = value[row, slot]

@@ -79,7 +79,9 @@ def evaluate(
       with_gradient_norms: also that attack: a backward pass for every example of forget and
         holdout.
       peer_compat: the peer's faults, see the metrics: guards of 1e-10, the floor of extraction
-        strength, the last target left out whatever it is, gradient norms averaged over tensors.
+        strength, the last target left out whatever it is, gradient norms averaged over tensors;
+        and tokens of a prompt that are also the padding, which is the end of text where there is
+        no other, are not seen (when answers are scored, positions go on counting them).
       counted: told (what, done, total).
     Raises:
       UserError: unknown or empty sets, wrong columns, an oracle of other rows.
@@ -89,8 +91,9 @@ def evaluate(
         if not records:
             raise UserError(f"evaluate.{name}: the set is empty")
     parts: list[Part] = []
+    unseen = _padding(lm.tokenizer) if peer_compat else None
     scored = score_answers(
-        lm, params, sets, template, max_length, alone=(HOLDOUT,), counted=counted
+        lm, params, sets, template, max_length, alone=(HOLDOUT,), unseen=unseen, counted=counted
     )
     for name in sets:
         parts.append(
@@ -110,12 +113,18 @@ def evaluate(
     generations: list[dict[str, Any]] = []
     if generate:
         generations = generate_answers(
-            lm, params, asked, template, max_length, max_new_tokens, batch_size, counted
+            lm, params, asked, template, max_length, max_new_tokens, batch_size, counted, unseen
         )
         parts += [texts_of(name, SHORT[name], generations) for name in asked]
     parts.append(forget_quality(joined(parts).rows, oracle))
     parts.append(_model_utility(joined(parts).metrics(), utility_over))
     return result_of(parts, generations)
+
+
+def _padding(tokenizer: Any) -> int | None:
+    """What the peer pads with, and masks wherever it stands."""
+    own = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if own is None else own
 
 
 def _model_utility(values: Mapping[str, float | None], over: str) -> Part:

@@ -100,8 +100,7 @@ def hidden_states(
     cfg: DecoderConfig,
     compute: Compute = Compute(),
     *,
-    parents: Array | None = None,
-    common: int = 0,
+    until: Array | None = None,
     look: Look = NOTHING,
 ) -> tuple[Array, Inside]:
     """Residual stream behind the last layer and the final norm.
@@ -113,7 +112,7 @@ def hidden_states(
       positions: int32 `[B, L]`, restarting in every segment.
       cfg: the architecture.
       compute: dtype and rematerialisation.
-      parents, common: see `TokenBatch`.
+      until: see `TokenBatch`.
       look: what is wanted too of inner layers.
     Returns:
       (`[B, L, D]` in the compute dtype, what `look` asks for); finite but meaningless at padding.
@@ -123,9 +122,7 @@ def hidden_states(
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
-    see = functools.partial(
-        layers.attention_mask, positions, segments, parents=parents, common=common
-    )
+    see = functools.partial(layers.attention_mask, positions, segments, until=until)
     everywhere = None if cfg.windowed else see()
 
     def body(
@@ -231,12 +228,11 @@ def score(
         *rows,
         cfg,
         compute,
-        parents=batch.parents,
-        common=batch.common,
+        until=batch.until,
         look=Look(residual, mlp_inner, push, values[0] if values else 0),
     )
     if values is not None:
-        if batch.parents is not None:
+        if batch.until is not None:
             raise ValueError("values are found by place: segments must be whole examples")
         inside = inside._replace(values=_first_values(inside.values, batch, values[1]))
     targets, mask, segments = batch.targets, batch.mask, batch.segments

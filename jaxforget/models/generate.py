@@ -17,11 +17,11 @@ from jaxforget.engine.tree import Params
 from jaxforget.models import generate_loop, generate_queue
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
-from jaxforget.models.generate_loop import Sampling
+from jaxforget.models.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
-_SHARED_MULTIPLE = 8
+_SHARED_MULTIPLE, _SHARED_IN_BATCHES = 8, 64
 _NOTHING = np.zeros(0, np.int32)
 PROMPT_MULTIPLE = 32  # prompt lengths are rounded up to this, so that few programs are compiled
 
@@ -70,7 +70,8 @@ def generate(
     _check_positions(cfg, int(mask.sum(axis=1).max()), max_new_tokens)
     how = _How(max_new_tokens, eos_ids, pad_id, key, temperature, top_p, top_k, _dtype(compute))
     rows = np.arange(len(mask)) if rows is None else rows
-    return how.batch(params, cfg, jnp.asarray(prompts, jnp.int32), jnp.asarray(mask), rows)
+    given = jnp.asarray(prompts, jnp.int32), jnp.asarray(mask)
+    return how.batch(params, cfg, _NOTHING, *given, rows)
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,17 @@ class _How:
     dtype: str
 
     def batch(
-        self, params: Params, cfg: DecoderConfig, prompts: Any, mask: Any, rows: Any
+        self,
+        params: Params,
+        cfg: DecoderConfig,
+        shared: np.ndarray,
+        prompts: Any,
+        mask: Any,
+        rows: Any,
     ) -> tuple[Array, Array]:
-        """Continue every row."""
+        """Continue every row, all behind `shared`."""
         return generate_loop.program()(
-            params, prompts, mask, *self._traced(cfg, rows), **self._static(cfg)
+            params, shared, prompts, mask, *self._traced(cfg, rows), **self._static(cfg)
         )
 
     def queue(
@@ -172,18 +179,21 @@ def generate_many(
     batch_size = meshes.whole_rows(batch_size, mesh)
     how = _How(max_new_tokens, eos_ids, 0, key, temperature, top_p, top_k, _dtype(compute))
     answers: list[np.ndarray] = [np.empty(0, np.int32)] * len(prompts)
+    ahead = _shared(prompts) if prompts else _NOTHING
+    # batches of few prompts would be compiled for every short beginning that they happen to have
+    ahead = ahead[: len(ahead) // _SHARED_IN_BATCHES * _SHARED_IN_BATCHES]
     for chosen in _alike(prompts, batch_size, queues=mesh is None):
         queued = len(chosen) > batch_size
         _check_positions(cfg, max(len(prompts[index]) for index in chosen), max_new_tokens)
         places = _queue_places(len(chosen), batch_size) if queued else batch_size
-        shared = _shared([prompts[index] for index in chosen]) if queued else _NOTHING
+        shared = _shared([prompts[index] for index in chosen]) if queued else ahead
         tokens, mask, rows = _left_padded(prompts, chosen, places, len(shared))
         if queued:
             found = how.queue(params, cfg, shared, tokens, mask, rows, len(chosen), batch_size)
         else:
             placed = meshes.put_rows((tokens, mask), mesh)
             with meshes.in_use(mesh):
-                found = meshes.whole(how.batch(params, cfg, placed[0], placed[1], rows), mesh)
+                found = meshes.whole(how.batch(params, cfg, shared, *placed, rows), mesh)
         made, lengths = jax.device_get(found)
         for place, index in enumerate(chosen):
             answers[index] = made[place, : lengths[place]]
@@ -193,15 +203,18 @@ def generate_many(
 def _alike(prompts: Sequence[np.ndarray], batch_size: int, *, queues: bool) -> list[list[int]]:
     """Prompts of similar length: a queue each of more than a batch, or batches.
 
-    Few of one length join the next longer ones, so that few programs are compiled.
+    Few of one length join the next longer ones, so that few programs are compiled. In queues the
+    length is that of what follows the beginning that all share.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     if not queues:
         return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    ahead = len(_shared(prompts)) if prompts else 0
+    widths = [_width(len(prompt) - ahead) for prompt in prompts]
     found: list[list[int]] = []
     for index in order:
         last = found[-1] if found else []
-        wider = last and _width(len(prompts[last[-1]])) < _width(len(prompts[index]))
+        wider = last and widths[last[-1]] < widths[index]
         if not found or (wider and len(last) >= 8 * batch_size):
             found.append([])
         found[-1].append(index)

@@ -4,10 +4,14 @@ Rows are padded on the left, so that all rows write slot P + t - 1 at step t. Po
 tokens only; padded slots are never seen. Keys lie as `[n, B, KV, h, S]` and values as
 `[n, B, KV, S, h]`, so that no step has to turn the cache round before its products.
 
+Attention reads the slots that rows have reached, not all that they may reach: the loop is compiled
+for half of the new tokens and for all of them.
+
 Shapes: B rows, P prompt slots, N new tokens, S = P + N slots, n layers, KV key heads, h components.
 """
 
 import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,24 +23,10 @@ from jaxforget.engine.tree import Params, flatten, unflatten
 from jaxforget.models import decoder, layers
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
+from jaxforget.models.sampling import Sampling, choose_tokens
 
+_LONG = 64  # fewer new tokens are not worth a second loop
 CAST = frozenset({"w", "b", "lora_a", "lora_b", "lora_scale"})  # what `layers.linear` casts
-
-
-class Sampling(NamedTuple):
-    """How the next token is drawn; all but `greedy` are traced.
-
-    Attributes:
-      keys: one typed key a row, `[B]`; None under `greedy`.
-      temperature: float32 scalar > 0.
-      top_p: float32 scalar in (0, 1]: the smallest set of likeliest tokens with this mass.
-      top_k: int32 scalar: only so many of the likeliest tokens; V or more is all.
-    """
-
-    keys: Array | None
-    temperature: Array
-    top_p: Array
-    top_k: Array
 
 
 class _Loop(NamedTuple):
@@ -59,6 +49,7 @@ def program() -> Any:
 
 def _generate(
     params: Params,
+    shared: Array,
     prompts: Array,
     mask: Array,
     eos: Array,
@@ -73,20 +64,21 @@ def _generate(
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
     rows, width = prompts.shape
-    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    before = beginning(params, shared, cfg, dtype)
+    lengths = len(shared) + jnp.sum(mask, axis=1, dtype=jnp.int32)
 
     def choose(hidden: Array, step: Array) -> Array:
         steps = jnp.broadcast_to(step, (rows,))
         return choose_tokens(decoder.logits(hidden, head), sampling, steps, greedy)
 
-    hidden, keys, values = prefill(params, prompts, mask, cfg, dtype)
+    hidden, keys, values = prefill(params, prompts, mask, cfg, dtype, before)
     none, room = ((0, 0),) * 3, (0, count)
     first = choose(hidden, jnp.int32(0))
     start = _record(
         _Loop(
             step=jnp.int32(0),
             token=first,
-            done=lengths == 0,
+            done=~jnp.any(mask, axis=1),
             keys=jnp.pad(keys, (*none, (0, 0), room)),
             values=jnp.pad(values, (*none, room, (0, 0))),
             tokens=jnp.full((rows, count), pad, jnp.int32),
@@ -95,20 +87,27 @@ def _generate(
         eos,
     )
 
-    def running(loop: _Loop) -> Array:
-        return (loop.step < count) & jnp.any(~loop.done)
-
-    def advance(loop: _Loop) -> _Loop:
+    def advance(made: int, loop: _Loop) -> _Loop:
         slot = width + loop.step - 1  # of the newest token
         caches = loop.keys, loop.values
         hidden, (keys, values) = decode(
-            params, loop.token, slot, lengths, width, caches, cfg, dtype
+            params, loop.token, slot, lengths, width, caches, cfg, dtype, before, width + made
         )
         token = choose(hidden, loop.step)
         return _record(loop._replace(token=token, keys=keys, values=values), eos)
 
-    end = jax.lax.while_loop(running, advance, start)
-    return end.tokens, end.lengths
+    def running(made: int, loop: _Loop) -> Array:
+        return (loop.step <= made) & (loop.step < count) & jnp.any(~loop.done)
+
+    loop = start
+    for made in spans(count):
+        loop = jax.lax.while_loop(partial(running, made), partial(advance, made), loop)
+    return loop.tokens, loop.lengths
+
+
+def spans(count: int) -> tuple[int, ...]:
+    """How many new tokens the loops are compiled for, one after the other; the last is `count`."""
+    return (count,) if count < _LONG else (-(-count // 2), count)
 
 
 def _record(loop: _Loop, eos: Array) -> _Loop:
@@ -145,6 +144,15 @@ def positions_of(lengths: Array, width: int, slots: int, shared: int = 0) -> Arr
     slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
     own = slot - (width - lengths)[:, None]
     return jnp.where(slot < shared, slot, jnp.where(own >= shared, own, -1))
+
+
+def beginning(
+    params: Params, shared: Array, cfg: DecoderConfig, dtype: str
+) -> tuple[Array, Array] | None:
+    """Keys and values of what all prompts begin with, int32 `[C]`, for `prefill`; None for none."""
+    if not len(shared):
+        return None
+    return prefill(params, shared[None], jnp.ones((1, len(shared)), bool), cfg, dtype)[1:]
 
 
 def prefill(
@@ -209,7 +217,8 @@ def decode(
     caches: tuple[Array, Array],
     cfg: DecoderConfig,
     dtype: str,
-    shared: int = 0,
+    before: tuple[Array, Array] | None = None,
+    reach: int | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run the newest tokens.
 
@@ -217,36 +226,46 @@ def decode(
       params: cast, see `cast`.
       token: int32 `[B]`, the newest token of each row.
       slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
-      lengths, width, shared: see `positions_of`.
+      lengths: int32 `[B]`, tokens of each prompt, those of `before` included.
+      width: P, the slot at which prompts end.
       caches: keys `[n, B, KV, h, S]` and values `[n, B, KV, S, h]`.
       cfg, dtype: architecture and dtype of the computation.
+      before: see `prefill`; its C tokens lie in no slot.
+      reach: of the S slots, the first that attention reads, `slot` among them; None: all.
     Returns:
       (state of the newest tokens `[B, D]`, caches with them).
     """
     slots = caches[0].shape[-1]
-    positions = positions_of(lengths, width, slots, shared)
-    ends = jnp.broadcast_to(slot, lengths.shape)[:, None]
-    here = jnp.take_along_axis(positions, ends, axis=1)
+    shared = 0 if before is None else before[0].shape[-1]
+    reach = slots if reach is None else reach
+    here = jnp.broadcast_to(lengths + slot - width, lengths.shape)[:, None]
+    ahead = jnp.broadcast_to(jnp.arange(shared, dtype=jnp.int32), (len(lengths), shared))
+    own = positions_of(lengths, shared + width, shared + reach, shared)[:, shared:]
     x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(here, cfg)
 
     def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
         x, keys, values = carry
-        layer, extra, index = scanned
-        sees = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
+        layer, extra, index, past = scanned
+
+        def sees(positions: Array) -> Array:
+            found = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
+            return found[:, None]
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             # written into the carried cache: scanned-over caches would be copied at every step
             k_all, v_all = _keys_written(keys, k, index, slot), _written(values, v, index, slot)
-            out = layers.attend_cached(q, k_all[index], v_all[index], sees[:, None], cfg)
-            return out, (k_all, v_all)
+            parts = [(k_all[index, ..., :reach], v_all[index, :, :, :reach], sees(own))]
+            if past is not None:
+                parts.append((*past, sees(ahead)))
+            return layers.attend_cached(q, parts, cfg), (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
         return (x, keys, values), None
 
     indices = jnp.arange(cfg.layers, dtype=jnp.int32)
-    scanned = (params["layers"], layers.layer_extras(cfg), indices)
+    scanned = (params["layers"], layers.layer_extras(cfg), indices, before)
     (x, keys, values), _ = jax.lax.scan(body, (x, *caches), scanned)
     return layers.norm(x[:, 0], params["final_norm"], cfg), (keys, values)
 
@@ -269,28 +288,3 @@ def _keys_written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
         return jax.lax.dynamic_update_slice(cache, turned, (layer, zero, zero, zero, slot))
     rows = jnp.arange(cache.shape[1], dtype=jnp.int32)
     return cache.at[layer, rows, :, :, slot].set(new[:, 0], unique_indices=True)
-
-
-def choose_tokens(logits: Array, sampling: Sampling, steps: Array, greedy: bool) -> Array:
-    """Next tokens int32 `[B]` from logits `[B, V]`.
-
-    Args:
-      logits: of every row.
-      sampling: how; its keys are those of the rows.
-      steps: int32 `[B]`, tokens that each row has made before.
-      greedy: the likeliest, whatever `sampling` says.
-    """
-    if greedy or sampling.keys is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-    ranked = jnp.take_along_axis(logits, order, axis=-1) / sampling.temperature
-    # not jax.nn.softmax: XLA's oneDNN form of it cannot be kept in the compilation cache
-    mass = jnp.exp(ranked - ranked[:, :1])
-    p = mass * (1.0 / jnp.sum(mass, axis=-1, keepdims=True))
-    before = jnp.cumsum(p, axis=-1) - p
-    rank = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
-    # the likeliest token always stays
-    keep = (rank == 0) | ((rank < sampling.top_k) & (before < sampling.top_p))
-    keys = jax.vmap(jax.random.fold_in)(sampling.keys, steps)
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(keep, ranked, -jnp.inf))
-    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)

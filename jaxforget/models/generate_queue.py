@@ -3,13 +3,14 @@
 A batch that waits for its longest answer computes mostly rows that have ended; here at most an
 eighth of the slots idles. A prompt's answer does not depend on which slot it meets.
 
-What all prompts begin with, such as a system prompt or worked examples, is computed once.
+What all prompts begin with, such as a system prompt or worked examples, is computed and kept once.
 
 Shapes: N prompts, B slots, R of them filled at a time, Q tokens that all prompts begin with, P
-further prompt places, C most new tokens, S = Q + P + C places of the cache.
+further prompt places, C most new tokens, S = P + C places of a slot's cache.
 """
 
 import functools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ from jaxforget.engine.tree import Params
 from jaxforget.models import decoder
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
-from jaxforget.models.generate_loop import Sampling, cast, choose_tokens, decode, prefill
+from jaxforget.models.generate_loop import beginning, cast, decode, prefill, spans
+from jaxforget.models.sampling import Sampling, choose_tokens
 
 
 class _Queue(NamedTuple):
@@ -80,11 +82,9 @@ def _generate(
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
     number, ahead = len(prompts), len(shared)
-    width = ahead + prompts.shape[1]
+    width = prompts.shape[1]
     fresh_slots = refilled(slots)
-    before = None
-    if ahead:
-        before = prefill(params, shared[None], jnp.ones((1, ahead), bool), cfg, dtype)[1:]
+    before = beginning(params, shared, cfg, dtype)
 
     def pick(hidden: Array, steps: Array, owners: Array) -> Array:
         keys = None if sampling.keys is None else sampling.keys[owners]
@@ -115,13 +115,13 @@ def _generate(
             prompt=queue.prompt.at[free].set(jnp.where(real.any(axis=1), take, number)),
             made=queue.made.at[free].set(0),
             real=queue.real.at[free].set(ahead + jnp.sum(real, axis=1, dtype=jnp.int32)),
-            keys=queue.keys.at[:, free, :, :, ahead:width].set(keys),
-            values=queue.values.at[:, free, :, ahead:width].set(values),
+            keys=queue.keys.at[:, free, :, :, :width].set(keys),
+            values=queue.values.at[:, free, :, :width].set(values),
         )
         rows = jnp.zeros(slots, bool).at[free].set(real.any(axis=1))
         return record(queue, jnp.zeros(slots, jnp.int32).at[free].set(first), rows)
 
-    def advance(queue: _Queue) -> _Queue:
+    def advance(span: int, queue: _Queue) -> _Queue:
         rows = queue.prompt < number
         made = jnp.maximum(queue.made, 1)
         hidden, (keys, values) = decode(
@@ -133,23 +133,28 @@ def _generate(
             (queue.keys, queue.values),
             cfg,
             dtype,
-            ahead,
+            before,
+            width + span,
         )
         token = pick(hidden, queue.made, jnp.minimum(queue.prompt, number - 1))
         return record(queue._replace(keys=keys, values=values), token, rows)
 
-    def busy(queue: _Queue) -> Array:
-        running = jnp.sum(queue.prompt < number)
+    def busy(span: int, queue: _Queue) -> Array:
+        rows = queue.prompt < number
+        running = jnp.sum(rows)
         enough = (slots - running < fresh_slots) | (queue.taken >= total)
-        return enough & (running > 0)
+        return enough & (running > 0) & (jnp.max(jnp.where(rows, queue.made, 0)) <= span)
 
     def some(queue: _Queue) -> _Queue:
-        return jax.lax.while_loop(busy, advance, refill(queue))
+        queue = refill(queue)
+        for span in spans(count):
+            queue = jax.lax.while_loop(partial(busy, span), partial(advance, span), queue)
+        return queue
 
     end = jax.lax.while_loop(
         lambda queue: queue.taken < total,
         some,
-        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad, before),
+        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad),
     )
     return end.tokens, end.lengths
 
@@ -162,23 +167,16 @@ def _empty(
     count: int,
     number: int,
     pad: Array,
-    before: tuple[Array, Array] | None,
 ) -> _Queue:
     front, length = (cfg.layers, slots, cfg.kv_heads), width + count
-    keys = jnp.zeros((*front, cfg.head_dim, length), dtype)
-    values = jnp.zeros((*front, length, cfg.head_dim), dtype)
-    if before is not None:
-        ahead = before[0].shape[-1]
-        keys = keys.at[..., :ahead].set(before[0])
-        values = values.at[:, :, :, :ahead].set(before[1])
     return _Queue(
         taken=jnp.int32(0),
         prompt=jnp.full(slots, number, jnp.int32),
         made=jnp.zeros(slots, jnp.int32),
         token=jnp.zeros(slots, jnp.int32),
         real=jnp.zeros(slots, jnp.int32),
-        keys=keys,
-        values=values,
+        keys=jnp.zeros((*front, cfg.head_dim, length), dtype),
+        values=jnp.zeros((*front, length, cfg.head_dim), dtype),
         tokens=jnp.full((number, count), pad, jnp.int32),
         lengths=jnp.zeros(number, jnp.int32),
     )

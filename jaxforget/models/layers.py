@@ -5,7 +5,7 @@ Queries and keys carry explicit positions and segments, so that training on pack
 generation with a cache of keys use the same functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -174,8 +174,7 @@ def attention_mask(
     key_positions: Array | None = None,
     key_segments: Array | None = None,
     window: Array | int = UNLIMITED,
-    parents: Array | None = None,
-    common: int = 0,
+    until: Array | None = None,
 ) -> Array:
     """Who sees whom: same segment, not padding, not the future, not behind the window.
 
@@ -184,20 +183,19 @@ def attention_mask(
       segments: of the queries, int32 `[B, L]`; 0 is padding.
       key_positions, key_segments: of the keys, int32 `[B, S]`; None: the queries' own.
       window: distance, in positions, from which on a key is out of sight.
-      parents: of the queries, int32 `[B, L]`, a second segment that they see; None: none.
-      common: first places that all queries see.
+      until: int32 `[B, L]`, see `TokenBatch`; segments then say nothing. Queries and keys are the
+        same places.
     Returns:
       bool `[B, L, S]`.
     """
     key_positions = positions if key_positions is None else key_positions
     key_segments = segments if key_segments is None else key_segments
     distance = positions[:, :, None] - key_positions[:, None, :]
-    same = segments[:, :, None] == key_segments[:, None, :]
-    if parents is not None:
-        same |= parents[:, :, None] == key_segments[:, None, :]
-    if common:
-        same |= jnp.arange(key_segments.shape[1])[None, None, :] < common
-    same &= segments[:, :, None] > 0
+    if until is not None:
+        place = jnp.arange(until.shape[1], dtype=jnp.int32)
+        later = place[None, :, None] >= place[None, None, :]
+        return later & (place[None, :, None] < until[:, None, :]) & (distance < window)
+    same = (segments[:, :, None] == key_segments[:, None, :]) & (segments[:, :, None] > 0)
     return same & (distance >= 0) & (distance < window)
 
 
@@ -235,40 +233,52 @@ def _attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Ar
     q = q.reshape(rows, length, groups, share, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(rows, groups, share * length, width)
     logits = matmul(q, k.transpose(0, 2, 3, 1), jnp.float32)
-    logits = logits.reshape(rows, groups, share, length, keys)
-    weights = _weights(logits, mask[:, None, None], cfg).astype(v.dtype)
-    weights = weights.reshape(rows, groups, share * length, keys)
-    out = matmul(weights, v.transpose(0, 2, 1, 3))
+    logits = _logits(logits.reshape(rows, groups, share, length, keys), mask[:, None, None], cfg)
+    # divided by their sum behind the product, which makes it beside the values: two passes less
+    # over what is the largest array here
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    weights = weights.astype(v.dtype).reshape(rows, groups, share * length, keys)
+    ones = jnp.ones((*v.shape[:3], 1), v.dtype)
+    beside = jnp.concatenate([v, ones], axis=-1).transpose(0, 2, 1, 3)
+    out = matmul(weights, beside, jnp.float32)
+    out = (out[..., :width] / out[..., width:]).astype(v.dtype)
     out = out.reshape(rows, groups, share, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(rows, length, heads, width)
 
 
-def attend_cached(q: Array, keys: Array, values: Array, mask: Array, cfg: DecoderConfig) -> Array:
-    """Attention of the newest tokens over a cache that lies as the products read it.
+def attend_cached(
+    q: Array, caches: Sequence[tuple[Array, Array, Array]], cfg: DecoderConfig
+) -> Array:
+    """Attention of the newest tokens over caches that lie as the products read them.
 
     Args:
       q: `[B, 1, H, h]`.
-      keys: `[B, KV, h, S]`; values: `[B, KV, S, h]`.
-      mask: bool `[B, 1, S]`.
+      caches: (keys `[B, KV, h, S]`, values `[B, KV, S, h]`, mask bool `[B, 1, S]`) each; keys and
+        values that all rows share have B = 1.
       cfg: scale and soft cap.
     Returns:
       `[B, 1, H, h]` in the dtype of `q`.
     """
     rows, _, heads, width = q.shape
-    groups = keys.shape[1]
-    logits = matmul(q.reshape(rows, groups, heads // groups, width), keys, jnp.float32)
-    weights = _weights(logits, mask[:, None], cfg).astype(values.dtype)
-    return matmul(weights, values).reshape(rows, 1, heads, width)
+    groups = caches[0][0].shape[1]
+    q = q.reshape(rows, groups, heads // groups, width)
+    logits = jnp.concatenate([matmul(q, keys, jnp.float32) for keys, _, _ in caches], axis=-1)
+    mask = jnp.concatenate([mask for _, _, mask in caches], axis=-1)
+    weights = jax.nn.softmax(_logits(logits, mask[:, None], cfg), axis=-1).astype(q.dtype)
+    out, begin = jnp.zeros((), q.dtype), 0
+    for keys, values, _ in caches:
+        end = begin + keys.shape[-1]
+        out, begin = out + matmul(weights[..., begin:end], values), end
+    return out.reshape(rows, 1, heads, width)
 
 
-def _weights(logits: Array, mask: Array, cfg: DecoderConfig) -> Array:
-    """Softmax of scaled products over the last axis where `mask` lets see."""
+def _logits(logits: Array, mask: Array, cfg: DecoderConfig) -> Array:
+    """Products, scaled; very small where `mask` does not let see."""
     logits = logits * cfg.attn_scale
     if cfg.attn_softcap is not None:
         logits = cfg.attn_softcap * jnp.tanh(logits / cfg.attn_softcap)
     # added, not selected: the backward pass then keeps no copy of the mask per layer
-    bias = jnp.where(mask, 0.0, -1e30).astype(jnp.float32)
-    return jax.nn.softmax(logits + bias, axis=-1)
+    return logits + jnp.where(mask, 0.0, -1e30).astype(jnp.float32)
 
 
 def mlp(p: Params, x: Array, cfg: DecoderConfig) -> tuple[Array, Array]:

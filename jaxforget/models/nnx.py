@@ -78,7 +78,7 @@ def from_module(
                 f"{type(module).__name__} takes no segments, so rows must hold one example each; "
                 f"this batch has {batch.example.shape[1]} a row"
             )
-        if batch.parents is not None:
+        if batch.until is not None:
             raise UserError(f"{type(module).__name__} cannot share questions between answers")
         columns = {name: getattr(batch, name) for name in accepted}
         out = function(rebuilt(params), batch.tokens, **columns)

@@ -8,9 +8,17 @@ from jaxforget.report.plots import COLOURS, INK, new_figure, svg_of
 SHADE = {"start": COLOURS[1], "audited": COLOURS[0], "oracle": COLOURS[2]}
 SIDES = {"forget": "-", "holdout": "--"}
 DOTTED = 16  # points of a curve up to which each has its dot
+_PROBABILITY = "probability of the answers"
 AXES = {
     "roc": ("false positive rate", "true positive rate"),
     "landscape": ("share of a record's variants", "loss above the record's, nats"),
+    "forget_prob": ("steps of training", _PROBABILITY),
+    "forget_memorised": ("steps of training", "share of their tokens known"),
+    "leak": ("answers drawn to a question", "questions with a true one"),
+    "prob": ("layer", _PROBABILITY),
+    "prob_layer": ("strength", _PROBABILITY),
+    "accuracy": ("layer", "accuracy of the probe"),
+    "searched_prob": ("steps of the search", _PROBABILITY),
 }
 
 
@@ -66,7 +74,7 @@ def _curve(attack: Mapping[str, Any], title: str, lines: Mapping[str, str]) -> s
                 label=f"{model}, {side}" if side else model,
                 color=SHADE[model],
             )
-    x_label, y_label = AXES.get(title, ("", ""))
+    x_label, y_label = AXES.get(title.rstrip("_0123456789"), ("", ""))
     axes.set_xlabel(x_label, fontsize=8)
     axes.set_ylabel(y_label, fontsize=8)
     axes.set_title(f"{attack['label']}: {title.replace('_', ' ')}", fontsize=9, color=INK)

@@ -233,7 +233,8 @@ def _stamp(path: str) -> str:
 
 
 def _digest(config: AuditConfig, subjects: Subjects) -> str:
-    free = {"run_dir": None, "attacks": None}
+    # the models have their stamps: what is found of one does not depend on the others
+    free = {"run": "", "run_dir": None, "attacks": None, "start": None, "oracle": None}
     same = dataclasses.replace(config, **free, mesh=MeshConfig(), resume="auto")
     sources = {name: repr(source) for name, source in subjects.sources.items()}
     return f"{config_digest(same)} {sources} {subjects.template} {subjects.max_length}"

@@ -1,10 +1,18 @@
 """Every known fault of the peer's metrics: its value reproduced, ours beside it."""
 
+import copy
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from evals import small
 from rouge_score.rouge_scorer import RougeScorer
 
-from jaxforget.evals import metrics
+from jaxforget.data.template import Template
+from jaxforget.data.tokenise import prompt_ids, tokenise
+from jaxforget.engine.types import TokenBatch
+from jaxforget.evals import metrics, tofu
 
 HITS, OFFSETS = np.array([1.0, 1, 1, 0, 1, 0, 0, 0, 1]), np.array([0, 5, 9])
 COLLAPSED = np.array([40.0, 30.0])  # nats a token: a model that finds everything unlikely
@@ -91,3 +99,59 @@ def test_muses_texts_are_stemmed():
         assert scored["rougeL"].fmeasure == f1
         assert metrics.verbatim_memorization(truth, given, peer_compat=stem).tolist() == [f1]
         assert metrics.knowledge_memorization(truth, given, peer_compat=stem).tolist() == [f1]
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def alone(lm, tokenised, index, end):
+    """Mean loss of an example's answer where nobody sees the ends of turns within it.
+
+    They are a segment of their own in the ordinary packing, of which nothing is asked.
+    """
+    part = slice(*tokenised.offsets[index : index + 2])
+    tokens = tokenised.tokens[part]
+    mask = jnp.asarray(tokenised.mask[part], jnp.float32)[None]
+    batch = TokenBatch(
+        jnp.asarray(tokens)[None],
+        jnp.asarray(tokenised.targets[part])[None],
+        jnp.asarray(np.where(tokens == end, 2, 1), jnp.int32)[None],
+        jnp.arange(len(tokens))[None],
+        mask,
+        jnp.zeros((1, 2), jnp.int32),
+    )
+    return -float((lm.score(lm.params, batch).logp * mask).sum() / mask.sum())
+
+
+def test_ends_of_turns_are_taken_for_padding_and_not_seen():
+    lm = small.model()
+    lm = dataclasses.replace(lm, tokenizer=copy.deepcopy(lm.tokenizer))
+    lm.tokenizer.pad_token, lm.tokenizer.chat_template = None, CHAT
+    end, template = lm.tokenizer.eos_token_id, Template(kind="chat")
+    records = [dataclasses.replace(r, extra={}) for r in small.records()["forget"][:3]]
+    asked = []
+
+    def generate(params, prompts, **options):
+        asked.append(prompts)
+        return [np.zeros(1, np.int32)] * len(prompts)
+
+    object.__setattr__(lm, "generate", generate)
+    options = {"template": template, "max_length": 128, "max_new_tokens": 1}
+    found = {
+        compat: tofu.evaluate(lm, lm.params, {"forget": records}, peer_compat=compat, **options)
+        for compat in (False, True)
+    }
+    tokenised = tokenise(records, lm.tokenizer, template, max_length=128)
+    inside = [tokenised.tokens[slice(*tokenised.offsets[i : i + 2])] for i in range(3)]
+    assert all((tokens == end).sum() == 1 for tokens in inside)
+    for compat, hidden in ((False, -1), (True, end)):
+        want = [alone(lm, tokenised, index, hidden) for index in range(3)]
+        np.testing.assert_allclose(found[compat].rows["forget"]["nll"], want, rtol=1e-5)
+    prompts = prompt_ids(records, lm.tokenizer, template, 128)
+    for given, dropped in zip(asked, (None, end), strict=True):
+        for mine, prompt in zip(given, prompts, strict=True):
+            assert mine.tolist() == [token for token in prompt if token != dropped]
+    assert not np.allclose(found[False].rows["forget"]["nll"], found[True].rows["forget"]["nll"])

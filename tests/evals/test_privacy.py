@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from jaxforget.engine.errors import UserError
-from jaxforget.evals import metrics
+from jaxforget.evals import metrics, privacy
 
 seeds = given(st.integers(0, 2**31))
 
@@ -116,6 +116,20 @@ def test_auc_of_many_resamples_is_that_of_each():
     each = [metrics.roc_auc(a, b) for a, b in zip(members, others, strict=True)]
     np.testing.assert_allclose(metrics.roc_auc(members, others, axis=-1), each)
     np.testing.assert_allclose(metrics.roc_auc(members.T, others.T, axis=0), each)
+
+
+def test_the_interval_of_an_area_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(2)
+    for members, others in (
+        (rng.normal(size=30) + 0.7, rng.normal(size=21)),
+        (rng.integers(0, 4, 40), rng.integers(1, 5, 25)),  # many ties
+        (np.ones(4), np.zeros(4)),
+    ):
+        got = privacy.auc_interval(members, others, seed=3)
+        want = metrics.bootstrap(members, others, statistic=metrics.roc_auc, seed=3)
+        assert got.method == want.method
+        ours, theirs = ((each.value, each.low, each.high) for each in (got, want))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_privleak_is_zero_for_the_oracle_and_negative_where_members_show():

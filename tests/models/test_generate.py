@@ -12,6 +12,7 @@ from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import merge
 from jaxforget.models import decoder, generate_loop, generate_queue
+from jaxforget.models import generate as generate_of
 from jaxforget.models.generate import generate, generate_many
 from jaxforget.models.lora import init_lora
 
@@ -161,6 +162,15 @@ def test_a_slot_that_is_done_takes_the_next_prompt(case, monkeypatch):
     assert len(steps) <= sum(len(want) - 1 for want in wanted) / 4 + 2 * N
 
 
+def test_prompts_of_one_width_behind_what_they_share_make_a_queue():
+    ahead = np.full(48, 7, np.int32)
+    some = [np.concatenate([ahead, own]) for own in prompts(*[20] * 17, *[32] * 9, *[33] * 5)]
+    # 24 at least of each, three at a time; 68 and 80 tokens differ in width, but not behind 48
+    assert [len(each) for each in generate_of._alike(some, 3, queues=True)] == [26, 5]
+    assert [len(each) for each in generate_of._alike(some[20:], 3, queues=True)] == [11]
+    assert [len(each) for each in generate_of._alike(some, 16, queues=False)] == [16, 15]
+
+
 @pytest.mark.parametrize("case", VARIED)
 def test_what_all_prompts_begin_with_is_computed_once(case, monkeypatch):
     cfg, params, _ = load(case)
@@ -173,13 +183,67 @@ def test_what_all_prompts_begin_with_is_computed_once(case, monkeypatch):
         widths.append(theirs.shape)
         return original(params, theirs, *args)
 
-    monkeypatch.setattr(generate_queue, "prefill", watched)
+    for module in (generate_loop, generate_queue):
+        monkeypatch.setattr(module, "prefill", watched)
     generate_queue.program.cache_clear()
     many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=2)
     generate_queue.program.cache_clear()
     assert (1, 16) in widths  # a multiple of 8 of the 18 tokens
     for prompt, answer in zip(some, many, strict=True):
         assert answer.tolist() == oracle(params, cfg, prompt)
+
+
+def test_attention_reads_the_slots_that_are_reached_and_then_all(monkeypatch):
+    cfg, params, _ = load("llama32")
+    some = prompts(4, 2, 7, 5, 3)
+    ends = [oracle(params, cfg, prompt) for prompt in some]
+    eos = (ends[0][2], ends[1][8])  # one answer ends in the first half, one in the second
+    wanted = [oracle(params, cfg, prompt, eos) for prompt in some]
+    reaches = []
+    original = generate_loop.decode
+
+    def watched(*args):
+        reaches.append((args[5][0].shape[-1], args[9]))
+        return original(*args)
+
+    monkeypatch.setattr(generate_loop, "_LONG", N)
+    for module in (generate_loop, generate_queue):
+        monkeypatch.setattr(module, "decode", watched)
+        module.program.cache_clear()
+    for batch_size in (2, 5):  # a queue, and one batch
+        reaches.clear()
+        options = {"max_new_tokens": N, "eos_ids": eos, "batch_size": batch_size}
+        many = generate_many(params, cfg, some, **options)
+        assert [made.tolist() for made in many] == wanted
+        assert set(reaches) == {(32 + N, 32 + N // 2), (32 + N, 32 + N)}
+    for module in (generate_loop, generate_queue):
+        module.program.cache_clear()
+    assert {len(each) <= N // 2 for each in wanted} == {True, False}
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_worked_examples_before_all_prompts_are_computed_once_in_batches_too(divided, monkeypatch):
+    cfg, params, _ = load("llama32")
+    (ahead,) = prompts(18, seed=4)
+    some = [np.concatenate([ahead, own]) for own in prompts(3, 1, 7, 2, seed=5)]
+    widths = []
+    original = generate_loop.prefill
+
+    def watched(params, theirs, *args):
+        widths.append(theirs.shape)
+        return original(params, theirs, *args)
+
+    monkeypatch.setattr(generate_loop, "prefill", watched)
+    monkeypatch.setattr(generate_of, "_SHARED_IN_BATCHES", 16)
+    generate_loop.program.cache_clear()
+    if divided:
+        mesh = meshes.make_mesh(meshes.MeshConfig(data=4, fsdp=1, tensor=2))
+        params = meshes.put(params, meshes.shardings(params, mesh))
+    many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=4)
+    generate_loop.program.cache_clear()
+    assert sorted(set(widths)) == [(1, 16), (4, 32)]
+    for prompt, answer in zip(some, many, strict=True):
+        assert answer.tolist() == oracle(load("llama32")[1], cfg, prompt)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -112,18 +112,20 @@ def test_attention_equals_its_formula_with_grouped_heads(cap):
 
 @pytest.mark.parametrize("length", [256, 300, 700])
 def test_long_rows_attend_in_stretches_as_their_formula_says(length):
-    """Packed segments, one of which sees an earlier one; values and gradients."""
+    """Three stretches, the last of which grows from the first; values and gradients."""
     cfg = BASE
     q, k, v = random(0, 1, length, 4, 4), random(1, 1, length, 2, 4), random(2, 1, length, 2, 4)
-    ends = [length // 5, length // 2, length - 3]
-    segments = 1 + np.searchsorted(ends, np.arange(length), side="right")[None]
-    segments[segments == 4] = 0
-    positions = np.arange(length)[None] - np.asarray([0, 0, *ends])[segments]
-    parents = np.where(segments == 3, 1, segments)
-    positions = np.where(segments == 3, positions + length, positions)
+    first, second, end = length // 5, length // 2, length - 3
+    place = np.arange(length)
+    until = np.select([place < first, place < second, place < end], [end, second, end], 0)[None]
+    segments = (place < end).astype(np.int32)[None]
+    positions = np.where(place < second, place, place - second + first)[None]
     mask = layers.attention_mask(
-        *(jnp.asarray(a) for a in (positions, segments)), parents=jnp.asarray(parents)
+        *(jnp.asarray(a) for a in (positions, segments)), until=jnp.asarray(until)
     )
+    seen = (place[:, None] >= place) & (place[:, None] < end)
+    seen &= ~((place[:, None] >= second) & (first <= place) & (place < second))
+    np.testing.assert_array_equal(mask[0], seen)
     assert not np.triu(np.asarray(mask)[0], 1).any()
     real = segments[0] > 0
     y = layers.attend(*(jnp.asarray(a) for a in (q, k, v)), mask, cfg)

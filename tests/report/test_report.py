@@ -5,6 +5,7 @@ import pytest
 
 from jaxforget.engine.errors import UserError
 from jaxforget.report import RunSummary, load_run, terminal_table, write_report
+from jaxforget.report.audit_plots import curves_of
 from jaxforget.report.page import side_by_side
 
 
@@ -74,3 +75,14 @@ def test_a_damaged_or_missing_results_file_is_named(tmp_path, text):
 
 def test_the_terminal_table_has_a_row_a_run():
     assert terminal_table([run("a").row(), {"name": "b", "seconds": None}]).row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("curve", "label"),
+    [("forget_prob", "steps of training"), ("prob_layer_14", "strength"), ("own", None)],
+)
+def test_a_curve_says_what_its_axes_are(curve, label):
+    attack = {"label": "relearn", "curves": {"audited": {curve: [(0, 0.1), (1, 0.5)]}}}
+    (svg,) = curves_of(attack)
+    named = [text for text in (label, "probability of the answers") if text and text in svg]
+    assert len(named) == (2 if label else 0)

@@ -11,8 +11,7 @@ from jaxforget.engine.mesh import put_rows
 from jaxforget.evals.answers import score_answers
 from jaxforget.evals.attacks.attack import AuditData, Finding
 from jaxforget.evals.membership import FORGET, HOLDOUT, attack_scores
-from jaxforget.evals.privacy import roc_auc
-from jaxforget.evals.statistics import bootstrap
+from jaxforget.evals.privacy import auc_interval, roc_auc
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def area_scores(members: np.ndarray, others: np.ndarray, *, seed: int) -> dict[s
     Returns:
       `auc`, `auc_low`, `auc_high`.
     """
-    found = bootstrap(members, others, statistic=roc_auc, seed=seed)
+    found = auc_interval(members, others, seed=seed)
     return {"auc": found.value, "auc_low": found.low, "auc_high": found.high}
 
 

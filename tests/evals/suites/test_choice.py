@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from jaxforget.data import shared_prompts
+from jaxforget.data import shared_beginnings
 from jaxforget.data.choices import ChoiceData, Question
 from jaxforget.data.template import Template
 from jaxforget.engine import mesh as meshes
@@ -114,7 +114,7 @@ def test_the_same_text_is_scored_once(judged, monkeypatch):
 
 def test_choices_share_their_question_and_devices_change_nothing(lm, judged, found, monkeypatch):
     packed = []
-    whole = shared_prompts.pack_shared
+    whole = shared_beginnings.pack_shared
     monkeypatch.setattr(
         teacher_forced, "pack_shared", lambda *a, **k: packed.append(a) or whole(*a, **k)
     )
