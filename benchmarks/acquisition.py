@@ -1,9 +1,11 @@
-"""Factual acquisition and few-shot memory with a model from scratch; the tables of retention.md.
+"""Factual acquisition and few-shot memory; the tables of retention.md.
 
-    python benchmarks/acquisition.py --data DATA
+    python benchmarks/acquisition.py --data DATA                              # from scratch
+    python benchmarks/acquisition.py --data DATA --only facts --model MODEL   # a pretrained model
 
 DATA (or the environment's JAXFORGET_DATA) holds `fictional_knowledge/` and `text_domains/`. The
-model is trained on the domains, and on the way facts, or sentences, are put into its batches.
+model is trained on the domains, and on the way facts, or sentences, are put into its batches. A run
+that was stopped goes on when the same command is given again.
 """
 
 import argparse
@@ -25,6 +27,35 @@ from jaxforget.data.injection import Schedule, schedule_of  # noqa: E402
 from jaxforget.evals import acquisition as acq  # noqa: E402
 
 SENTENCES, EXPOSURES = 32, 30  # and as many foils
+PRETRAINED: dict[str, Any] = {
+    "scratch": None,
+    "injection": {
+        "modes": {"paraphrased": 8, "duplicated": 8, "never": 8},
+        "start": 16,
+        "every": 64,
+        "times": 4,
+        "per_step": 2,
+        "apart": 8,
+    },
+    "look": {"every": 8, "window": 40},
+    "max_length": 512,
+    "train": {
+        "steps": 480,
+        "batch_size": 4,
+        "compute": "bfloat16",
+        "remat": "none",
+        "log_every": 8,
+        "save_every": 40,
+    },
+    "optimizer": {
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "warmup_fraction": 0.03,
+        "beta2": 0.95,
+        "weight_decay": 0.1,
+    },
+}
+"""What a run with a pretrained model changes in the shipped configuration."""
 
 
 def base_of(data: pathlib.Path) -> list[dict[str, Any]]:
@@ -41,6 +72,12 @@ def facts_config(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     )
     facts = {"path": str(file), "columns": {"text": "train_context"}}
     return tree | {"facts": facts, "base": base_of(data), "run_dir": str(out / "facts")}
+
+
+def pretrained_config(data: pathlib.Path, out: pathlib.Path, model: str) -> dict[str, Any]:
+    """Facts put into the further training of all weights of a pretrained model."""
+    run = str(out / f"facts-{pathlib.Path(model).stem}")
+    return facts_config(data, out) | PRETRAINED | {"model": model, "run_dir": run}
 
 
 def sentences_config(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
@@ -147,6 +184,7 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, default=os.environ.get("JAXFORGET_DATA"))
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "acquisition")
     parser.add_argument("--only", choices=("facts", "sentences"))
+    parser.add_argument("--model", help="of the facts, as for `jaxforget acquire`; from scratch")
     parser.add_argument("overrides", nargs="*", help="such as train.steps=1000")
     options = parser.parse_args()
     if options.data is None:
@@ -161,7 +199,10 @@ def main() -> None:
     for name, tree in (("facts", facts_config), ("sentences", sentences_config)):
         if options.only not in (None, name):
             continue
-        config = configs.build(AcquireConfig, tree(options.data, options.out))
+        chosen = tree(options.data, options.out)
+        if name == "facts" and options.model is not None:
+            chosen = pretrained_config(options.data, options.out, options.model)
+        config = configs.build(AcquireConfig, chosen)
         for override in options.overrides:
             key, _, value = override.partition("=")
             changed = configs.overridden(configs.as_tree(config), {key: json.loads(value)})
