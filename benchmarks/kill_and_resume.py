@@ -80,7 +80,7 @@ def moments(draw: random.Random, steps: int, length: float) -> Mapping[str, Mome
         Moment("compile", lambda run: (run / "metrics.jsonl").exists(), 1.0),
         Moment("step", lambda run: len(metrics(run)) >= step, 0.01),
         Moment("save", saving, 0.02),
-        Moment("boundary", boundary, 2.0),
+        Moment("boundary", boundary, 0.6),
         Moment("export", lambda run: (run / ".model.part").exists(), 0.02),
     )
     return {moment.name: moment for moment in made}
