@@ -30,25 +30,26 @@ SENTENCES, EXPOSURES = 32, 30  # and as many foils
 PRETRAINED: dict[str, Any] = {
     "scratch": None,
     "injection": {
-        "modes": {"paraphrased": 8, "duplicated": 8, "never": 8},
+        "modes": {"paraphrased": 6, "duplicated": 6, "never": 6},
         "start": 16,
-        "every": 64,
-        "times": 4,
-        "per_step": 2,
-        "apart": 8,
+        "every": 48,
+        "times": 3,
+        "per_step": 1,
+        "apart": 4,
     },
-    "look": {"every": 8, "window": 40},
+    "look": {"every": 4, "window": 24},
     "max_length": 512,
+    "lora": {"rank": 32, "alpha": 64.0},
     "train": {
-        "steps": 480,
-        "batch_size": 4,
+        "steps": 264,
+        "batch_size": 2,
         "compute": "bfloat16",
         "remat": "none",
         "log_every": 8,
-        "save_every": 40,
+        "save_every": 24,
     },
     "optimizer": {
-        "learning_rate": 1e-4,
+        "learning_rate": 5e-4,
         "schedule": "constant",
         "warmup_fraction": 0.03,
         "beta2": 0.95,
@@ -75,7 +76,7 @@ def facts_config(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
 
 
 def pretrained_config(data: pathlib.Path, out: pathlib.Path, model: str) -> dict[str, Any]:
-    """Facts put into the further training of all weights of a pretrained model."""
+    """Facts put into the further training of a pretrained model, by adapters."""
     run = str(out / f"facts-{pathlib.Path(model).stem}")
     return facts_config(data, out) | PRETRAINED | {"model": model, "run_dir": run}
 
