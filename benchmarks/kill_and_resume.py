@@ -7,6 +7,9 @@ process, which is sent SIGKILL and started again until it ends. The moments are 
 whole run in turn with random moments of one stage (compiling, stepping, saving, a task's boundary,
 exporting), found by watching the run directory. Every disturbed run must leave the very weights and
 metrics of the undisturbed one.
+
+Runs on a stream share their compiled programs, so that kills fall where work is done; runs that
+unlearn compile their own, and are killed while they do, too.
 """
 
 import argparse
@@ -77,7 +80,7 @@ def moments(draw: random.Random, steps: int, length: float) -> Mapping[str, Mome
         Moment("compile", lambda run: (run / "metrics.jsonl").exists(), 1.0),
         Moment("step", lambda run: len(metrics(run)) >= step, 0.01),
         Moment("save", saving, 0.02),
-        Moment("boundary", boundary, 2.0),
+        Moment("boundary", boundary, 0.6),
         Moment("export", lambda run: (run / ".model.part").exists(), 0.02),
     )
     return {moment.name: moment for moment in made}
@@ -88,8 +91,8 @@ CONTINUAL = ("any", "boundary", "step", "save", "any", "boundary", "save", "expo
 TASKS = ("forget", "retain", "world_facts")
 
 
-def left(run: pathlib.Path) -> str:
-    """The stage a killed run was in, judged by what it left."""
+def left(run: pathlib.Path, steps: int) -> str:
+    """The stage a killed run of so many steps was in, judged by what it left."""
     if (run / "results.json").exists():
         return "report"
     if (run / "model").exists():
@@ -98,8 +101,10 @@ def left(run: pathlib.Path) -> str:
         return "export"
     if any(not name.isdigit() for name in checkpoints(run)):
         return "save"
-    if metrics(run):
+    if done := len(metrics(run)):
         ended = len(list((run / "tasks").glob("*/row.json")))
+        if ended and done == ended * (steps // len(TASKS)):
+            return "boundary"
         return f"step, {ended} tasks ended" if (run / "tasks").exists() else "step"
     if (run / "metrics.jsonl").exists():
         return "compile"
@@ -116,10 +121,15 @@ def command(name: str, settings: Mapping[str, Any]) -> list[str]:
     return [sys.executable, "-m", "jaxforget.cli", name, os.devnull, *pairs, "--json"]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """The child, in its own process group so that a kill reaches all of it."""
-    # a shared cache of programs would leave nothing to compile
+def start(arguments: list[str], programs: pathlib.Path | None = None) -> subprocess.Popen[bytes]:
+    """The child, in its own process group so that a kill reaches all of it.
+
+    Without a folder of `programs` it compiles its own.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    if programs is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(
         arguments,
         stdout=subprocess.DEVNULL,
@@ -129,17 +139,16 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def finish(arguments: list[str]) -> None:
+def finish(arguments: list[str], programs: pathlib.Path | None = None) -> None:
     """Run to the end, or stop with the child's message."""
-    child = start(arguments)
+    child = start(arguments, programs)
     _, error = child.communicate(timeout=600)
     if child.returncode != 0:
         raise SystemExit(f"a run failed with {child.returncode}: {error.decode()[-2000:]}")
 
 
-def kill(arguments: list[str], run: pathlib.Path, moment: Moment, delay: float) -> bool:
-    """Start a run and kill it at a moment; False where it ended before."""
-    child = start(arguments)
+def kill(child: subprocess.Popen[bytes], run: pathlib.Path, moment: Moment, delay: float) -> bool:
+    """Kill a run at a moment; False where it ended before."""
     while not moment.reached(run) and child.poll() is None:
         time.sleep(0.0005)
     time.sleep(delay)
@@ -188,6 +197,23 @@ def prepare(root: pathlib.Path, study: str, steps: int) -> dict[str, Any]:
     }
 
 
+def undisturbed(
+    study: str, settings: Mapping[str, Any], root: pathlib.Path, programs: pathlib.Path | None
+) -> tuple[float, tuple[Any, ...]]:
+    """Seconds and outcome of a run that is left alone; where programs are shared, the second."""
+    found = []
+    for name in ("first", "calm") if programs is not None else ("calm",):
+        begin = time.perf_counter()
+        finish(command(study, {**settings, "run_dir": root / name}), programs)
+        found.append((time.perf_counter() - begin, outcome(root / name)))
+    if found[0][1] != found[-1][1]:
+        raise SystemExit("two undisturbed runs differ: there is nothing to compare with")
+    last = metrics(root / "calm")[-1]
+    shown = {key: round(value, 6) for key, value in last.items() if "token" not in key}
+    print(f"undisturbed: {found[-1][0]:.1f} s, its last row: {shown}", flush=True)
+    return found[-1]
+
+
 def main() -> None:
     """Parse, run, compare, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -199,21 +225,20 @@ def main() -> None:
     if options.kills < 1 or options.steps < SAVE_EVERY:
         parser.error(f"at least 1 kill and {SAVE_EVERY} steps")
     root = pathlib.Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
+    stream = options.study == "continual"
     settings = prepare(root, options.study, options.steps)
-    aims = UNLEARN if options.study == "unlearn" else CONTINUAL
-    calm, begin = root / "calm", time.perf_counter()
-    finish(command(options.study, {**settings, "run_dir": calm}))
-    length, expected = time.perf_counter() - begin, outcome(calm)
-    print(f"undisturbed: {length:.1f} s", flush=True)
+    programs = root / "programs" if stream else None
+    length, expected = undisturbed(options.study, settings, root, programs)
     draw, stages, identical = random.Random(options.seed), collections.Counter(), 0
-    for index, aim in zip(range(options.kills), itertools.cycle(aims), strict=False):
+    aims = itertools.cycle(CONTINUAL if stream else UNLEARN)
+    for index, aim in zip(range(options.kills), aims, strict=False):
         run = root / f"run{index}"
         arguments = command(options.study, {**settings, "run_dir": run})
         moment = moments(draw, options.steps, length)[aim]
-        while not kill(arguments, run, moment, draw.uniform(0, moment.delay)):
+        while not kill(start(arguments, programs), run, moment, draw.uniform(0, moment.delay)):
             shutil.rmtree(run)  # it ended first: that was no kill
-        stage, steps = left(run), len(metrics(run))
-        finish(arguments)
+        stage, steps = left(run, options.steps), len(metrics(run))
+        finish(arguments, programs)
         same = outcome(run) == expected
         stages[stage] += 1
         identical += same

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SUITES = ("step", "edits", "population", "continual")
+SUITES = ("step", "edits", "population", "continual", "looks")
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     from rich.console import Console
 
-    from benchmarks import edits, population, step, strategies
+    from benchmarks import edits, looks, population, step, strategies
     from jaxforget.cli import quiet_logs
     from jaxforget.engine.files import write_json
     from jaxforget.engine.runtime import keep_freed_memory, use_compile_cache
@@ -72,6 +72,15 @@ def main() -> None:
             )
         ]
         Console().print(plain_table(written["continual"]))
+    if "looks" in options.suite:
+        print("looks: 64 probes after every update ...", file=sys.stderr, flush=True)
+        written["looks"] = [
+            row
+            for model in options.models
+            for dtype in options.dtypes
+            for row in looks.rows(model, dtype, max(options.rounds, 5), options.steps)
+        ]
+        Console().print(plain_table(written["looks"]))
     write_json(options.out, written)
     print(json.dumps({"written": str(options.out), "devices": written["devices"]}))
 

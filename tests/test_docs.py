@@ -46,6 +46,13 @@ def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeyp
         exec(compile(code, f"{page.name}[{number}]", "exec"), names)
 
 
+def test_the_example_with_a_loop_of_ones_own_is_a_whole_program_of_forty_lines():
+    *_, code = blocks(ROOT / "docs" / "extend.md", "python")
+    assert "backward_transfer" in code and "ewc" in code
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 40
+    exec(compile(code, "extend.md", "exec"), {"__name__": "docs"})
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_yaml_blocks_are_valid_configurations(page):
     for text in blocks(page, "yaml"):

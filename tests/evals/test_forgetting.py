@@ -59,6 +59,19 @@ def test_invariants_of_the_matrix(scores):
         assert forgetting.forgetting(scores) == pytest.approx(
             -forgetting.backward_transfer(scores), abs=1e-9
         )
+    assert forgetting.average(scores + 3.0) == pytest.approx(forgetting.average(scores) + 3.0)
+    other = np.random.default_rng(0).permutation(scores.shape[1])  # the tasks by other numbers
+    assert forgetting.average(scores[:, other]) == pytest.approx(forgetting.average(scores))
+
+
+@given(matrices)
+def test_nothing_but_forgetting_where_every_task_is_best_at_its_own_end(scores):
+    count = scores.shape[1]
+    for task in range(count - 1):
+        scores[task + 1, task] = scores[task + 1 : count, task].max()
+    assert forgetting.forgetting(scores) == pytest.approx(
+        -forgetting.backward_transfer(scores), abs=1e-9
+    )
 
 
 def test_a_single_task_has_nothing_to_forget():
@@ -110,6 +123,15 @@ def test_windows_against_brute_force(curves, window):
         np.testing.assert_allclose(measure(curves, window), wanted, atol=1e-12)
         assert np.all(measure(curves, window) <= measure(curves, window + 1))
         assert np.all(measure(curves, 1) == 0)
+
+
+@given(curve, st.integers(1, 14))
+def test_windows_know_no_level_and_only_grow_with_time(curves, window):
+    for measure in (forgetting.windowed_forgetting, forgetting.windowed_plasticity):
+        found = measure(curves, window)
+        np.testing.assert_allclose(measure(curves + 3.0, window), found, atol=1e-12)
+        assert np.all(measure(curves[:-1], window) <= found)
+        assert np.all(measure(np.repeat(curves[:1], len(curves), axis=0), window) == 0)
 
 
 @given(curve.filter(lambda c: len(c) >= 3), st.data())

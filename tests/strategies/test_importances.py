@@ -44,6 +44,23 @@ def test_squared_batches_are_another_smaller_fisher():
     close(fisher(toy.score, PARAMS, [toy.pack(SOME, 3, 2)], kind="squared_batch"), expected, 2e-4)
 
 
+def test_squared_batches_of_independent_examples_are_smaller_by_their_number():
+    """Where the model itself gave the targets, gradients average out: Avalanche's EWC is B times
+    too weak for batches of B."""
+    rng, size, start = np.random.default_rng(4), 16, toy.float64(PARAMS)
+    tokens = np.zeros(1, np.int64)
+    probs = np.exp(toy.log_softmax(start, tokens))[0]
+    words = rng.choice(toy.VOCAB, size=(60, size), p=probs / probs.sum())
+    batches = [
+        toy.pack([(tokens, np.asarray([word]), np.ones(1, bool)) for word in some], size, 1)
+        for some in words
+    ]
+    each = fisher(toy.score, PARAMS, batches)
+    squared = fisher(toy.score, PARAMS, batches, kind="squared_batch")
+    ratio = np.asarray(each["head"]).sum() / np.asarray(squared["head"]).sum()
+    assert ratio == pytest.approx(size, rel=0.3)
+
+
 def test_the_true_fisher_draws_targets_from_the_model():
     """Its mean over draws is the expectation over the model's own words, position by position."""
     one = SOME[:1]
