@@ -33,7 +33,7 @@ from jaxforget.studies.unlearn import finetune, unlearn  # noqa: E402
 
 JUDGED = ("forget_prob", "forget_rouge", "retain_prob", "model_utility")
 RATES = (2e-4, 6e-4, 2e-3)
-HOLDOUT = 60  # people nobody reads about, for audits
+HOLDOUT = 30  # people nobody reads about, for audits
 
 
 def grid(rates: Sequence[float] = RATES, **parameters: Sequence[Any]) -> list[dict]:
