@@ -202,13 +202,14 @@ def _by_lot(asked: Mapping[Any, Any]) -> list[float]:
     """REMIND's AUC where as many people as are forgotten are drawn from the held-out ones."""
     ((found,), (people,)) = _sides(asked, ["holdout"], WORDINGS["both"])
     count = len(set(_sides(asked, ["forget"], WORDINGS["both"])[1][0]))
-    values, whom = READINGS["remind"](found), np.asarray(people, object)
+    values, names = READINGS["remind"](found), list(dict.fromkeys(people))
     areas = []
     for lot in range(LOTS):
-        order = np.random.default_rng(lot).permutation(list(dict.fromkeys(people)))
-        drawn = np.isin(whom.astype(str), order[:count])
-        sets, clusters = ([some[drawn], some[~drawn]] for some in (values, whom))
-        one, other = classified(sets, [each.tolist() for each in clusters], SETTINGS, lot)
+        order = np.random.default_rng(lot).permutation(len(names)).tolist()
+        chosen = {names[at] for at in order[:count]}
+        drawn = np.array([name in chosen for name in people], bool)
+        clusters = [[name for name in people if (name in chosen) == side] for side in (True, False)]
+        one, other = classified([values[drawn], values[~drawn]], clusters, SETTINGS, lot)
         areas.append(float(roc_auc(one[:, 0], other[:, 0])))
     return areas
 
