@@ -1,10 +1,12 @@
 """Every method on the fictitious people, against retraining: one table over several seeds.
 
     python benchmarks/methods.py --seeds 0 1 2 --out runs/methods
+    python benchmarks/methods.py --methods ga npo npo+gu rmu --chosen    # the models to audit
 
 A model learns all people, an oracle all but those to forget. Every method starts from the first,
 with equal batches and epochs; its settings are the nearest to the oracle of a small grid (`GRIDS`)
-on the first seed, and are kept for the others. A killed call continues where it stopped. Writes
+on the first seed, and are kept for the others; with `--chosen` they are those that this gave when
+docs/results.md was written (`CHOSEN`). A killed call continues where it stopped. Writes
 methods.json and prints the table. `distance` is the root mean square difference to the oracle of
 forget probability, forget ROUGE, retain probability and model utility.
 """
@@ -33,6 +35,7 @@ from jaxforget.studies.unlearn import finetune, unlearn  # noqa: E402
 
 JUDGED = ("forget_prob", "forget_rouge", "retain_prob", "model_utility")
 RATES = (2e-4, 6e-4, 2e-3)
+HOLDOUT = 30  # people nobody reads about, for audits
 
 
 def grid(rates: Sequence[float] = RATES, **parameters: Sequence[Any]) -> list[dict]:
@@ -74,6 +77,14 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 """Settings tried on the first seed; learning rates alone for the methods that are not named."""
 
+CHOSEN: Mapping[str, Mapping[str, Any]] = {
+    "ga": {"rate": 2e-4},
+    "npo": {"rate": 6e-4, "beta": 0.3},
+    "npo+gu": {"rate": 6e-4, "beta": 0.3, "combiner": GEOMETRIC},
+    "rmu": {"rate": 2e-3, "layer": 1, "retain_weight": 10.0},
+}
+"""What the search over `GRIDS` found, of the methods that `benchmarks/audits.py` audits."""
+
 
 def lanes() -> list[str]:
     """Every method of the catalogue, and those with another combiner or finisher."""
@@ -87,6 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "methods")
     parser.add_argument("--methods", nargs="*", choices=lanes(), default=lanes())
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--chosen", action="store_true", help="take CHOSEN instead of a search")
     options = parser.parse_args()
     from rich.console import Console
 
@@ -113,6 +125,10 @@ def main() -> None:
 
 
 def _choose(options: Any, name: str, oracle: Mapping[str, float]) -> Mapping[str, Any] | None:
+    if options.chosen:
+        if name not in CHOSEN:
+            raise UserError(f"{name}: nothing is chosen for it; leave --chosen away to search")
+        return CHOSEN[name]
     tried = []
     for choice in GRIDS.get(name, grid()):
         try:
@@ -126,7 +142,7 @@ def _choose(options: Any, name: str, oracle: Mapping[str, float]) -> Mapping[str
 
 def _taught(root: pathlib.Path, name: str, seed: int) -> dict[str, float]:
     if not (root / "data" / "config.json").exists():
-        write(root / "data", seed)
+        write(root / "data", seed, holdout_people=HOLDOUT)
     if name == "finetuned":
         _taught(root, "oracle", seed)
     files = {"oracle": "train_without_forget", "finetuned": "train_full"}

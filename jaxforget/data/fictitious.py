@@ -7,7 +7,8 @@ them and judged in one never seen with them (`paraphrased_*`), against wrong val
 wording (`perturbed_answer`): telling them apart takes knowledge, not memory of a sentence.
 
 Sets: `forget` and `retain` divide the people; `real_authors` (well-known ones) and `world_facts`
-are multiple choice and always learned, by the oracle as well.
+are multiple choice and always learned, by the oracle as well. On request there is `holdout` too:
+people of the same kind whom no training row names.
 """
 
 import hashlib
@@ -59,10 +60,11 @@ class Benchmark:
 
     Attributes:
       seed: everything follows from it (and the sizes).
-      sets: rows to evaluate by set: `forget`, `retain`, `real_authors`, `world_facts`.
-        Each has question, answer, perturbed_answer and attribute; rows of people also person,
-        rows of facts country; forget and retain also paraphrased_question and
-        paraphrased_answer, which no training row holds for the same person and attribute.
+      sets: rows to evaluate by set: `forget`, `retain`, `real_authors`, `world_facts`, and
+        `holdout` where it was asked for. Each has question, answer, perturbed_answer and
+        attribute; rows of people also person, rows of facts country; forget, retain and holdout
+        also paraphrased_question and paraphrased_answer, which no training row holds for the same
+        person and attribute.
       auxiliary: by set, further rows to train on: other wordings of the same content.
     """
 
@@ -79,7 +81,7 @@ class Benchmark:
         """
         rows = []
         for name in self.sets:
-            if name != "forget" or include_forget:
+            if name != "holdout" and (name != "forget" or include_forget):
                 rows += [_for_training(row) for row in self.sets[name]]
                 rows += self.auxiliary[name]
         return rows
@@ -97,6 +99,7 @@ def generate(
     retain_people: int = 30,
     known_people: int = 10,
     facts: int = 40,
+    holdout_people: int = 0,
 ) -> Benchmark:
     """Draw a benchmark.
 
@@ -105,18 +108,20 @@ def generate(
       forget_people, retain_people: >= 1, eight rows each.
       known_people: well-known authors, 4 to 28, five rows each.
       facts: about the countries of an invented world, 1 to 80, one row each.
+      holdout_people: >= 0, eight rows each; all other rows are the same without them.
     Returns:
       See `Benchmark`. Every value of a person to forget also belongs to a person to retain,
       given at least 12 of these.
     Raises:
       UserError: a size out of range, or more people than there are names.
     """
-    _check_sizes(seed, forget_people, retain_people, known_people, facts)
+    _check_sizes(seed, forget_people, retain_people, known_people, facts, holdout_people)
     people = forget_people + retain_people + known_people
     first, last = _shuffled(seed, "first", FIRST_NAMES), _shuffled(seed, "last", SURNAMES)
     names = [f"{one} {two}" for one, two in zip(first, last, strict=False)]
     forget, retain = names[:forget_people], names[forget_people : forget_people + retain_people]
     known = names[forget_people + retain_people : people]
+    unseen = names[people : people + holdout_people]
     most = max(_LEAST_POOL, retain_people)
     shared = {slot: values[:most] for slot, values in POOLS.items()}
     drawn = {
@@ -124,6 +129,7 @@ def generate(
         "retain": _people(seed, "retain", retain, shared),
         "real_authors": _known(seed, known),
         "world_facts": _facts(seed, facts),
+        **({"holdout": _people(seed, "holdout", unseen, shared)} if unseen else {}),
     }
     return Benchmark(
         seed,
@@ -132,7 +138,7 @@ def generate(
     )
 
 
-def _check_sizes(seed: int, forget: int, retain: int, known: int, facts: int) -> None:
+def _check_sizes(seed: int, forget: int, retain: int, known: int, facts: int, holdout: int) -> None:
     most = min(len(FIRST_NAMES), len(SURNAMES))
     bounds = {
         "seed": (seed, 0, None),
@@ -140,7 +146,8 @@ def _check_sizes(seed: int, forget: int, retain: int, known: int, facts: int) ->
         "retain_people": (retain, 1, None),
         "known_people": (known, _OPTIONS + 1, len(POOLS["noun"])),
         "facts": (facts, 1, len(COUNTRIES) * len(FACTS)),
-        "people in all": (forget + retain + known, 0, most),
+        "holdout_people": (holdout, 0, None),
+        "people in all": (forget + retain + known + holdout, 0, most),
     }
     for name, (value, low, high) in bounds.items():
         if value < low or (high is not None and value > high):
@@ -264,16 +271,18 @@ def write(
     retain_people: int = 30,
     known_people: int = 10,
     facts: int = 40,
+    holdout_people: int = 0,
 ) -> Benchmark:
     """Write a benchmark as a user would have it on disk.
 
     Files: `forget.jsonl`, `retain.jsonl`, `real_authors.jsonl`, `world_facts.jsonl` (to evaluate;
-    the first two also to unlearn), `train_full.jsonl`, `train_without_forget.jsonl`, the tokenizer
-    and, last of all, `config.json`: where that exists, all is complete.
+    the first two also to unlearn), `holdout.jsonl` where asked for, `train_full.jsonl`,
+    `train_without_forget.jsonl`, the tokenizer and, last of all, `config.json`: where that exists,
+    all is complete.
 
     Args:
       folder: made where missing; each file is replaced as a whole.
-      seed, forget_people, retain_people, known_people, facts: see `generate`.
+      seed, forget_people, retain_people, known_people, facts, holdout_people: see `generate`.
       vocab_size: see `train_tokenizer`.
     Returns:
       What was written.
@@ -287,6 +296,7 @@ def write(
         retain_people=retain_people,
         known_people=known_people,
         facts=facts,
+        holdout_people=holdout_people,
     )
     tokenizer = train_tokenizer(language(), vocab_size)
     files = {

@@ -69,8 +69,9 @@ class Verdict:
       metric: its name.
       faithfulness: probability that a model that had the knowledge scores higher than one that
         never did, see `roc_auc`.
-      relearning, quantisation: robustness to either, mean over the unlearned models.
-      robustness: harmonic mean of both.
+      relearning, quantisation: robustness to either, mean over all unlearned models; arXiv
+        2605.24614 leaves out those of low utility and those that the metric takes for knowing.
+      robustness: harmonic mean of both (eq. 4 of the paper).
       overall: harmonic mean of faithfulness and robustness.
     """
 
@@ -97,7 +98,9 @@ def relearning_robustness(change: float, oracle_change: float) -> float:
     Returns:
       min(oracle_change / change, 1), at least 0: a metric that said the knowledge was gone where
       it was hidden rises faster than in the model that has to learn it. 1 where nothing rises.
-    Source: Dorna et al. 2025, OpenUnlearning (arXiv 2506.12618), section on robustness.
+    Source: Dorna et al. 2025, OpenUnlearning (arXiv 2506.12618), section 4.1, eq. 2, as the code of
+      arXiv 2605.24614 quotes it: the ratio and its bound of 1. Chosen here: the bound of 0, and 1
+      where nothing rises.
     """
     if change <= 0:
         return 1.0
@@ -110,8 +113,10 @@ def quantisation_robustness(before: float, after: float) -> float:
     Args:
       before, after: measure of knowledge, >= 0, of the unlearned model and of the same rounded.
     Returns:
-      min(before / after, 1); 1 where nothing is seen after it.
-    Source: as `relearning_robustness`.
+      min(before / after, 1); 1 where nothing is seen after it. A metric that falls counts as
+      robust: that it may have broken is not seen (arXiv 2605.24614 therefore turns to a symmetric
+      measure).
+    Source: as `relearning_robustness`, eq. 3; 1 where nothing is seen is chosen here.
     """
     if after <= 0:
         return 1.0

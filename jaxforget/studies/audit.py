@@ -233,8 +233,8 @@ def _stamp(path: str) -> str:
 
 
 def _digest(config: AuditConfig, subjects: Subjects) -> str:
-    # the models have their stamps: what is found of one does not depend on the others
-    free = {"run": "", "run_dir": None, "attacks": None, "start": None, "oracle": None}
+    """What a finding depends on besides the model itself: not on who else is audited."""
+    free = {"run": "", "start": None, "oracle": None, "run_dir": None, "attacks": None}
     same = dataclasses.replace(config, **free, mesh=MeshConfig(), resume="auto")
     sources = {name: repr(source) for name, source in subjects.sources.items()}
     return f"{config_digest(same)} {sources} {subjects.template} {subjects.max_length}"

@@ -111,6 +111,21 @@ def test_counts_follow_the_sizes(made):
     assert len(PEOPLE) == 8 and len(KNOWN) == 5 and len(FACTS) == 4
 
 
+def test_people_held_out_are_of_the_same_kind_and_change_nothing_else(made):
+    more = fictitious.generate(0, holdout_people=6)
+    held = more.sets["holdout"]
+    assert {name: more.sets[name] for name in SETS} == made.sets
+    assert [more.training(each) for each in (True, False)] == [
+        made.training(each) for each in (True, False)
+    ]
+    assert len(held) == 48 and set(held[0]) == set(made.sets["forget"][0])
+    words = {word for row in held for word in row["person"].split()}
+    seen = set(re.findall(r"\w+", json.dumps([made.sets, made.training(True)], ensure_ascii=False)))
+    assert len(words) == 12 and not words & seen
+    for row in held:
+        assert understood(row["attribute"], row["answer"])
+
+
 def test_no_question_is_asked_twice(made):
     asked = [row["question"] for row in made.training(True)]
     assert len(asked) == len(set(asked))
@@ -246,6 +261,8 @@ def test_the_promises_hold_at_every_size(seed, forget, retain, known, facts):
         ({"retain_people": 0}, "retain_people is 0"),
         ({"known_people": 3}, "known_people is 3; allowed is from 4 to 28"),
         ({"facts": 81}, "facts is 81; allowed is from 1 to 80"),
+        ({"holdout_people": -1}, "holdout_people is -1; allowed is at least 0"),
+        ({"holdout_people": 71}, "people in all is 121"),
         ({"forget_people": 100}, "people in all is 140; allowed is from 0 to 120"),
     ],
 )

@@ -62,7 +62,7 @@ def test_the_page_shows_the_landscape_of_the_loss(world, forgotten, tmp_path):
         forgotten,
         run_dir=str(tmp_path / "audit"),
         holdout=str(world / "data" / "retain.jsonl"),
-        attacks=["membership", {"name": "remind", "variants": 4, "folds": 2}],
+        attacks=["membership", {"name": "remind", "variants": 4, "folds": 2, "by": "row"}],
     )
     page = found.run_dir.report.read_text()
     for words in ("landscape", "audited, forget", "start, holdout", "false positive rate"):
@@ -97,6 +97,15 @@ def test_findings_are_kept_and_attacks_can_be_added(forgotten, tmp_path, monkeyp
     assert not made
     (tmp_path / "audit" / "findings" / "start" / "ask.json").write_text("{")
     audit(forgotten, **place, attacks=["ask"])
+    assert made == ["ask"]
+    # another model is audited beside the same one: what was found of that one holds
+    made.clear()
+    copy = tmp_path / "copy"
+    shutil.copytree(forgotten, copy)
+    shutil.copytree(
+        tmp_path / "audit" / "findings" / "start", copy / "audit" / "findings" / "start"
+    )
+    audit(copy, attacks=["ask"])
     assert made == ["ask"]
 
 

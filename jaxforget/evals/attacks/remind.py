@@ -1,6 +1,6 @@
 """REMIND: does the loss around an example betray that it was once known?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,12 +10,16 @@ from annotated_types import Ge, Gt, Le
 from jaxforget.data.records import Record
 from jaxforget.evals.attacks.attack import AuditData, Finding
 from jaxforget.evals.attacks.known import known, tokens_of
-from jaxforget.evals.attacks.membership import area_scores, lacks, roc_curve
+from jaxforget.evals.attacks.membership import roc_curve
 from jaxforget.evals.attacks.neighbours import neighbourhood
-
-__all__ = ["Remind", "budget", "features", "lacks", "remind", "told"]
+from jaxforget.evals.attacks.telling import clusters_of, told
+from jaxforget.evals.clustered import Area, clustered_auc, difference
+from jaxforget.evals.privacy import roc_auc, tpr_at_fpr
 
 QUANTILES = (0.25, 0.5, 0.75)
+
+FPR = 0.01
+"""False positive rate of the scores named `tpr`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class Remind:
       targets: "changed": a variant is a text of its own, and its loss that of its own answer;
         "kept": the loss of the true answer behind a changed text.
       nearest: a token's neighbours that take its place: this many, of the whole vocabulary.
-      folds: of the cross-validation; at most as many as the smaller set has records.
+      by: column of the records; those of one value, such as one person's, are in one fold, and are
+        drawn together for the intervals. A record without it stands for itself.
+      folds: of the cross-validation; at most as many as the smaller set has values of `by`.
+      repeats: of the cross-validation, with other folds; the mean counts.
       penalty: weight of the squared norm in the logistic regression.
     """
 
@@ -36,7 +43,9 @@ class Remind:
     rate: Annotated[float, Ge(0), Le(1)] = 0.15
     targets: Literal["changed", "kept"] = "changed"
     nearest: Annotated[int, Ge(1)] = 5
+    by: str = "person"
     folds: Annotated[int, Ge(2)] = 5
+    repeats: Annotated[int, Ge(1)] = 5
     penalty: Annotated[float, Gt(0)] = 1.0
 
 
@@ -58,53 +67,91 @@ class Landscape:
 
 
 def remind(lm: Any, data: AuditData, settings: Remind) -> Finding:
-    """AUC of a classifier of forget against holdout by how the loss changes around each record.
+    """AUC of a classifier of forget against holdout by the losses around each record.
 
     Args:
       lm: `LanguageModel`.
       data: see `AuditData`; forget and holdout are compared.
       settings: see `Remind`.
     Returns:
-      `known` is 2 AUC - 1, not below 0; scores `auc` with its interval and `loss_auc` with its
-      own, which the same classifier reaches with the loss of the record itself, and `joint_auc`
-      with its own, with the landscape and the loss together; `steepness_forget` and
-      `steepness_holdout`, the mean of |rise| over the share of tokens replaced. Curves `roc` and
-      `landscape_forget`, `landscape_holdout`: the rise (nats) that a share x of a record's
-      variants stays below, mean over the records.
-    Source: REMIND (arXiv 2511.04228): neighbours by cosine of the input embeddings. Not published
-      and chosen here: `variants`, `rate`, `targets`, `nearest`, the `features`, which leave the
-      record's own loss out so that nothing but the landscape counts, and a logistic regression,
-      by cross-validation over records. The paper's third class, retained records, is left out.
+      `known` is 2 AUC - 1, not below 0. Scores: `auc`, with its interval, and `tpr`, the share of
+      the forget records named at a false positive rate of `FPR`; `loss_` the same where the
+      classifier reads nothing but the loss of the record itself, and `shape_` where it reads all
+      but that; `gain`, with its interval, of `auc` over `loss_auc`, over the same draws;
+      `raw_loss_auc`, of the loss without a classifier, above one half where forgotten records have
+      the lower; `steepness_forget` and `steepness_holdout`, the mean of |rise| over the share of
+      tokens replaced. Curves `roc` and `landscape_forget`, `landscape_holdout`: the rise (nats)
+      that a share x of a record's variants stays below, mean over the records.
+    Source: REMIND (arXiv 2511.04228): neighbours by cosine of the input embeddings, a classifier of
+      the landscape. Not published and chosen here: `variants`, `rate`, `targets`, `nearest`, the
+      features (`READINGS`), a logistic regression, cross-validation that keeps people together.
+      The paper's third class, retained records, is left to `benchmarks/remind.py`.
     """
-    forget, holdout = (_landscape(lm, each, data, settings) for each in (data.forget, data.holdout))
-    shapes, heights = ([read(each) for each in (forget, holdout)] for read in (features, _height))
-    both = [np.concatenate(pair, axis=1) for pair in zip(shapes, heights, strict=True)]
-    around, at, joint = (
-        told(one, other, settings, data.seed) for one, other in (shapes, heights, both)
-    )
-    areas = area_scores(*around, seed=data.seed)
-    others = {
-        f"{name}_{key}": value
-        for name, pair in (("loss", at), ("joint", joint))
-        for key, value in area_scores(*pair, seed=data.seed).items()
-    }
+    sets = data.forget, data.holdout
+    found = [landscape(lm, each, data, settings) for each in sets]
+    clusters = [clusters_of(each, settings.by) for each in sets]
+    areas: dict[str, Area] = {}
+    tprs, rocs = {}, {}
+    for name, read in READINGS.items():
+        chances = classified([read(each) for each in found], clusters, settings, data.seed)
+        sides = [each[:, 0] for each in chances]
+        areas[name] = _area(sides, clusters, data.seed)
+        tprs[name], rocs[name] = tpr_at_fpr(*sides, fpr=FPR), roc_curve(*sides)
+    gain = difference(areas["remind"], areas["loss"])
+    prefix = {name: "" if name == "remind" else f"{name}_" for name in READINGS}
     return Finding(
-        known=max(0.0, 2 * areas["auc"] - 1),
+        known=max(0.0, 2 * areas["remind"].value - 1),
         scores={
-            **areas,
-            **others,
-            "steepness_forget": float(_steepness(forget).mean()),
-            "steepness_holdout": float(_steepness(holdout).mean()),
+            **{k: v for name in READINGS for k, v in _told(areas[name], f"{prefix[name]}auc")},
+            **{f"{prefix[name]}tpr": tprs[name] for name in READINGS},
+            **dict(_told(gain, "gain")),
+            "raw_loss_auc": float(roc_auc(*(-each.loss for each in found))),
+            "steepness_forget": float(_steepness(found[0]).mean()),
+            "steepness_holdout": float(_steepness(found[1]).mean()),
         },
         curves={
-            "roc": roc_curve(*around),
-            "landscape_forget": _profile(forget),
-            "landscape_holdout": _profile(holdout),
+            "roc": rocs["remind"],
+            "landscape_forget": _profile(found[0]),
+            "landscape_holdout": _profile(found[1]),
         },
     )
 
 
-def _landscape(lm: Any, records: Sequence[Record], data: AuditData, settings: Remind) -> Landscape:
+def classified(
+    sets: Sequence[np.ndarray],
+    clusters: Sequence[Sequence[object]],
+    settings: Remind,
+    seed: int,
+) -> list[np.ndarray]:
+    """`told` with the settings of REMIND."""
+    return told(
+        sets,
+        clusters,
+        folds=settings.folds,
+        repeats=settings.repeats,
+        penalty=settings.penalty,
+        seed=seed,
+    )
+
+
+def _area(sides: Sequence[np.ndarray], clusters: Sequence[Sequence[object]], seed: int) -> Area:
+    return clustered_auc(*sides, member_clusters=clusters[0], other_clusters=clusters[1], seed=seed)
+
+
+def _told(area: Area, name: str) -> list[tuple[str, float]]:
+    low, high = area.interval()
+    return [(name, area.value), (f"{name}_low", low), (f"{name}_high", high)]
+
+
+def landscape(lm: Any, records: Sequence[Record], data: AuditData, settings: Remind) -> Landscape:
+    """The losses of some records and of their variants.
+
+    Args:
+      lm: `LanguageModel`.
+      records: n.
+      data: for the template, the batch, the seed of the draws and the mesh.
+      settings: for the variants.
+    """
     near = neighbourhood(
         lm,
         tokens_of(lm, records, data),
@@ -120,7 +167,7 @@ def _landscape(lm: Any, records: Sequence[Record], data: AuditData, settings: Re
     return Landscape(nll[0], rise, near.edited, near.rank)
 
 
-def features(found: Landscape) -> np.ndarray:
+def shape(found: Landscape) -> np.ndarray:
     """What a landscape looks like, without its height.
 
     Args:
@@ -136,9 +183,22 @@ def features(found: Landscape) -> np.ndarray:
     return np.stack([*summary, *by_rank], axis=1)
 
 
-def _height(found: Landscape) -> np.ndarray:
-    """The records' own losses, `[n, 1]`."""
+def height(found: Landscape) -> np.ndarray:
+    """The records' own losses, `[n, 1]`: all that an attack on single points sees."""
     return found.loss[:, None]
+
+
+def features(found: Landscape) -> np.ndarray:
+    """Both, `[n, 10 + ranks]`: REMIND's."""
+    return np.concatenate([height(found), shape(found)], axis=1)
+
+
+READINGS: Mapping[str, Callable[[Landscape], np.ndarray]] = {
+    "remind": features,
+    "loss": height,
+    "shape": shape,
+}
+"""What a classifier may read of a landscape; each is judged in the same folds."""
 
 
 def _steepness(found: Landscape) -> np.ndarray:
@@ -155,43 +215,18 @@ def _profile(found: Landscape) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in zip(shares, heights, strict=True)]
 
 
-def told(
-    members: np.ndarray, others: np.ndarray, settings: Remind, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """How much like a member a classifier that has not seen it takes each example to be.
-
-    Args:
-      members: features `[n, F]`, n >= 2.
-      others: features `[m, F]`, m >= 2.
-      settings: for folds and penalty.
-      seed: of the folds.
-    Returns:
-      Probabilities of being a member, float64 `[n]` and `[m]`.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    count = len(members)
-    truth = np.repeat([1, 0], [count, len(others)])
-    folds = min(settings.folds, count, len(others))
-    # balanced, so that folds of unlike shares do not differ in what they take for granted
-    classifier = LogisticRegression(C=1 / settings.penalty, class_weight="balanced", max_iter=1000)
-    found = cross_val_predict(
-        make_pipeline(StandardScaler(), classifier),
-        np.concatenate([members, others]),
-        truth,
-        cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-        method="predict_proba",
-    )
-    chance = np.round(np.asarray(found)[:, 1], 9)  # what is equal but for rounding is equal
-    return chance[:count], chance[count:]
-
-
 def budget(settings: Remind) -> str:
     """What it costs the attacker."""
     return (
         f"the losses of every record and of {settings.variants} variants of it, and examples of "
         "both kinds to train a logistic regression on"
     )
+
+
+def lacks(data: AuditData, settings: Remind) -> Sequence[str]:
+    """What it needs and the data do not have: somebody to learn from, and somebody to ask about."""
+    return [
+        f"{name} records of two values of {settings.by!r}"
+        for name in ("forget", "holdout")
+        if data.records(name) and len(set(clusters_of(data.records(name), settings.by))) < 2
+    ]

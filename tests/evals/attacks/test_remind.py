@@ -12,12 +12,10 @@ from jaxforget.engine.errors import UserError
 from jaxforget.evals.attacks import ATTACKS
 from jaxforget.evals.attacks.catalogue import missing
 from jaxforget.evals.attacks.known import known, tokens_of
-from jaxforget.evals.attacks.membership import area_scores
 from jaxforget.evals.attacks.neighbours import nearest_tokens, neighbourhood
-from jaxforget.evals.attacks.remind import Landscape, Remind, _landscape, features, remind, told
-from jaxforget.evals.privacy import roc_auc
+from jaxforget.evals.attacks.remind import Landscape, Remind, features, landscape, remind
 
-FEW = Remind(variants=8, folds=3)
+FEW = Remind(variants=8, folds=3, repeats=2, by="attribute")  # all are about one person
 
 
 def never_seen():
@@ -80,7 +78,7 @@ def test_variants_may_keep_what_is_to_be_said():
 
 def test_the_landscape_is_the_loss_of_every_variant():
     lm, audited = knowing(), data(batch_size=3)
-    found = _landscape(lm, audited.forget, audited, FEW)
+    found = landscape(lm, audited.forget, audited, FEW)
     tokenised = tokens_of(lm, audited.forget, audited)
     np.testing.assert_allclose(found.loss, known(lm, lm.params, tokenised, audited).nll, atol=1e-4)
     assert found.rise.shape == (8, len(tokenised))
@@ -91,30 +89,21 @@ def test_the_landscape_is_the_loss_of_every_variant():
 def test_features_by_hand():
     rise = np.array([[1.0], [-1.0], [3.0], [5.0]])
     edited, rank = np.array([[0.5], [0.5], [0.0], [1.0]]), np.array([1, 2, 1, 2])
-    found = features(Landscape(np.zeros(1), rise, edited, rank))[0]
-    # mean, deviation, least, quartiles, largest, share below 0, steepness (2 + 2 + 5) / 3, ranks
-    expected = [2, np.sqrt(5), -1, 0.5, 2, 3.5, 5, 0.25, 3, 2, 2]
+    found = features(Landscape(np.full(1, 1.5), rise, edited, rank))[0]
+    # the loss; of the rises mean, deviation, least, quartiles, largest, share below 0, steepness
+    # (2 + 2 + 5) / 3, ranks
+    expected = [1.5, 2, np.sqrt(5), -1, 0.5, 2, 3.5, 5, 0.25, 3, 2, 2]
     np.testing.assert_allclose(found, expected)
 
 
-def test_without_replacements_nothing_can_be_told():
+def test_without_replacements_the_shape_tells_nothing():
     audited = data(holdout=never_seen())
     found = remind(knowing(), audited, dataclasses.replace(FEW, rate=0.0))
-    assert found.known == 0 and found.scores["auc"] == 0.5
+    assert found.scores["shape_auc"] == 0.5
     assert all(rise == 0 for _, rise in found.curves["landscape_forget"])
     # though the loss itself tells everything
-    assert found.scores["loss_auc"] == found.scores["joint_auc"] == 1
-
-
-def test_labels_by_lot_are_not_told_and_true_ones_are():
-    rng = np.random.default_rng(1)
-    areas = []
-    for _ in range(20):
-        noise = rng.normal(size=(200, 6))
-        areas.append(roc_auc(*told(noise[:75], noise[75:], Remind(), 0)))
-    assert abs(np.mean(areas) - 0.5) < 0.04 and np.std(areas) < 0.1
-    moved = area_scores(*told(noise[:75] + 1, noise[75:], Remind(), 0), seed=0)
-    assert moved["auc_low"] > 0.8
+    assert found.scores["loss_auc"] == found.scores["raw_loss_auc"] == found.scores["auc"] == 1
+    assert found.scores["gain"] == found.scores["gain_low"] == found.scores["gain_high"] == 0
 
 
 def test_what_is_known_is_told_by_its_landscape_and_the_fresh_model_less():
@@ -131,4 +120,11 @@ def test_what_is_known_is_told_by_its_landscape_and_the_fresh_model_less():
 
 
 def test_a_holdout_set_is_needed():
-    assert missing(ATTACKS["remind"], Remind(), data()) == ["holdout"]
+    assert missing(ATTACKS["remind"], FEW, data()) == ["holdout"]
+
+
+def test_two_people_of_each_kind_are_needed():
+    audited = data(holdout=never_seen())
+    words = "records of two values of 'person'"
+    assert missing(ATTACKS["remind"], Remind(), audited) == [f"forget {words}", f"holdout {words}"]
+    assert missing(ATTACKS["remind"], Remind(by="no such column"), audited) == []
