@@ -40,7 +40,7 @@ from jaxforget.studies.common import (
 from jaxforget.studies.common import opened as opened_run
 from jaxforget.studies.injected import Subject, read_looks, train_injected
 from jaxforget.studies.primed import categories_of
-from jaxforget.studies.starting import finished_run, starting_model
+from jaxforget.studies.starting import finished_run, refuse_unread, starting_model
 from jaxforget.studies.training import Trained
 
 _TEXT = Template(kind="none", end=True)
@@ -83,6 +83,7 @@ def acquire(
 
 
 def _check(config: AcquireConfig) -> None:
+    refuse_unread(config.train, "acquire")
     look, injection = config.look, config.injection
     for key in ("every", "apart") if config.probes else ():
         if getattr(injection, key) % look.every:

@@ -31,7 +31,7 @@ from jaxforget.studies.common import (
     opened,
 )
 from jaxforget.studies.recovery import recovered_nll
-from jaxforget.studies.starting import finished_run, starting_model
+from jaxforget.studies.starting import finished_run, refuse_unread, starting_model
 from jaxforget.studies.starting import scratch as scratch
 from jaxforget.studies.streams.measures import probe_measure, row_measure
 from jaxforget.studies.streams.ordering import ordered, scores_of
@@ -74,6 +74,7 @@ def continual(
       UserError: anything the user can mend; nothing already written is harmed.
     """
     config = configs.resolve(ContinualConfig, config)
+    refuse_unread(config.train, "continual")
     if not config.runs:
         return _one(config, events)
     check_effects(config)

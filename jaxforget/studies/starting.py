@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jaxforget.config import TrainConfig
 from jaxforget.config.stream import ScratchConfig
 from jaxforget.data.fictitious import train_tokenizer
 from jaxforget.data.records import Record
@@ -82,3 +83,18 @@ def scratch(
         seed,
         compute,
     )
+
+
+OF_PAIRS = ("pairing", "ratio", "entity_column")
+"""Settings of training on several roles."""
+
+OF_METHODS = ("realised_changes", "peer_compat", "evaluate_every", "select")
+"""Settings of training by a method of unlearning, judged by a suite."""
+
+
+def refuse_unread(train: TrainConfig, study: str) -> None:
+    """Raise UserError where a study of retention is given a setting that it never reads."""
+    plain = TrainConfig()
+    for key in (*OF_PAIRS, *OF_METHODS):
+        if getattr(train, key) != getattr(plain, key):
+            raise UserError(f"train.{key}: {study} has no use for it; leave it out")

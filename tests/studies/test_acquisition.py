@@ -210,6 +210,7 @@ def test_looks_do_not_depend_on_the_number_of_devices(data, whole, tmp_path):
 
 BAD = {
     "steps": ({"train": {"steps": 5, "batch_size": 4}}, "end before the last presentation"),
+    "unread": ({"train": {"pairing": "longest"}}, "train.pairing: acquire has no use for it"),
     "window": ({"look": {"every": 2, "window": 5}}, "look.window: 5 updates reach beyond"),
     "every": ({"look": {"every": 3, "window": 4}}, "look.every: 3 does not divide"),
     "nothing": ({"probes": {}, "recall": None}, "nothing is measured"),
