@@ -209,6 +209,7 @@ def test_adapters_are_folded_between_tasks(world, tmp_path):
         ({"strategy": "ewcc"}, "no strategy 'ewcc'.*ewc"),
         ({"strategy": "lwf", "memory": {"share": 0.5}}, 'set its teacher to "live"'),
         ({"strategy": {"name": "derpp", "kept": "hidden"}}, '"top" or "target"'),
+        ({"train": {"select": "trade_off"}}, "train.select: continual has no use for it"),
         ({"runs": {"a/b": {}}}, "cannot be the name of a folder"),
         ({"runs": {"a": {"stream": []}}}, "runs.a.stream"),
         ({"runs": {"a": {}}, "reference": "b"}, "no run 'b'"),
