@@ -27,6 +27,9 @@ from jaxforget.strategies.quadratic import TRAIN
 NLL = "nll"
 """The term of the task being trained: mean negative log-likelihood on the role "train"."""
 
+OWN = nll_part(TRAIN)
+"""Its part where nothing else is asked for: all tokens of a step weigh alike."""
+
 REPLAY, AGAIN = "replay", "replay_again"
 """Roles of stored examples: a draw from the buffer, and a second, independent one."""
 
@@ -102,7 +105,7 @@ class Strategy:
     fresh_adapters: bool = False
     most_tasks: int | None = None
     carry: bool = False
-    own: Part = field(default_factory=lambda: nll_part(TRAIN))
+    own: Part = OWN
 
     @property
     def guard(self) -> Guard:

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from jaxforget.studies.inputs import HIDDEN, LOGITS, LOGP, WORDS
 
 TOP = 64  # largest logits that are kept of a target; what lies below them hardly weighs
 _BLOCK = 1024
+TORN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+"""What NumPy raises of an archive that is gone or damaged."""
+
 _COUNTS = "counts"
 
 
@@ -148,7 +152,7 @@ def read_stored(file: pathlib.Path) -> Stored:
     Raises:
       UserError: the file is gone or damaged.
     """
-    arrays = _read(file)
+    arrays = read_arrays(file)
     about = {"ids", "keys", _COUNTS, "head_weight", "head_bias", "head_softcap"}
     columns = {name: array for name, array in arrays.items() if name not in about}
     return Stored(arrays["ids"], arrays["keys"], columns, arrays.get(_COUNTS))
@@ -160,18 +164,23 @@ def previous_answers(file: pathlib.Path, own: TokenisedSet) -> tuple[TokenisedSe
     Raises:
       UserError: the file is gone or damaged.
     """
-    arrays = _read(file)
+    arrays = read_arrays(file)
     softcap = float(arrays["head_softcap"]) if "head_softcap" in arrays else None
     bias = jnp.asarray(arrays["head_bias"]) if "head_bias" in arrays else None
     columns = {name: arrays[name] for name in (LOGP, HIDDEN)}
     return own.with_columns(**columns), Head(jnp.asarray(arrays["head_weight"]), bias, softcap)
 
 
-def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a file that a stream has left for its later tasks.
+
+    Raises:
+      UserError: it is gone or damaged.
+    """
     try:
         with np.load(file, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, KeyError) as error:
+    except TORN as error:
         raise UserError(
             f"{file} is gone or damaged ({error}); the stream cannot go on from its checkpoint. "
             "Choose another run_dir, or delete the checkpoints of this one to start again"

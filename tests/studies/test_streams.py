@@ -91,6 +91,17 @@ def test_a_law_divides_what_is_replayed_between_old_tasks(tmp_path):
     assert len(np.unique(taken[taken < 3 * SIZE])) == 20  # of thirty, none twice
 
 
+@pytest.mark.parametrize("torn", [b"", b"PK\x03\x04", b"no archive"])
+def test_a_damaged_memory_is_named(tmp_path, torn):
+    stream = stream_of(tmp_path, mesh={"data": 1})
+    keep_examples(stream, 0, None)
+    file = stream.folder(0) / "memory.npz"
+    assert len(seen(stream, 1)) == 40
+    file.write_bytes(torn)
+    with pytest.raises(UserError, match="memory.npz is gone or damaged"):
+        seen(stream, 1)
+
+
 def test_views_and_orders_reach_the_steps(tmp_path):
     stream = stream_of(tmp_path, views=4, mesh={"data": 1})
     taken = seen(stream, 0).reshape(10, 4)

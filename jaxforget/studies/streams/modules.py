@@ -11,6 +11,7 @@ from jaxforget.engine.files import write_atomically
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.tree import Params, flatten, unflatten
 from jaxforget.strategies import condition_numbers, module_changes
+from jaxforget.studies.stored import read_arrays
 from jaxforget.studies.streams.looks import keep
 from jaxforget.studies.streams.stream import Stream
 
@@ -30,7 +31,9 @@ def keep_modules(stream: Stream, task: int, params: Params) -> None:
     asked = stream.config.measure.modules
     found: dict[str, Any] = {}
     if "change" in asked:
-        before = _read(stream, task - 1) if task else stream.lm.params
+        before = stream.lm.params
+        if task:
+            before = unflatten(read_arrays(stream.folder(task - 1) / WEIGHTS))
         found["change"] = _lists(module_changes(before, params))
         if task + 1 < len(stream.tasks):
             on_first(lambda: _write(stream, task, params))
@@ -61,8 +64,3 @@ def _write(stream: Stream, task: int, params: Params) -> None:
     np.savez(buffer, allow_pickle=False, **leaves)
     stream.folder(task).mkdir(parents=True, exist_ok=True)
     write_atomically(stream.folder(task) / WEIGHTS, buffer.getvalue())
-
-
-def _read(stream: Stream, task: int) -> Params:
-    with np.load(stream.folder(task) / WEIGHTS, allow_pickle=False) as found:
-        return unflatten(dict(found))

@@ -31,7 +31,7 @@ from jaxforget.evals.gradient_norms import one_a_row
 from jaxforget.evals.learnability import lqs
 from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.studies.common import tokens_of
-from jaxforget.studies.stored import losses_of
+from jaxforget.studies.stored import TORN, losses_of
 
 
 def ordered(how: ExamplesConfig, scores: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def _read(file: pathlib.Path, mark: str) -> np.ndarray | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["scores"] if str(arrays["mark"]) == mark else None
-    except (OSError, ValueError, KeyError):  # torn: measured again
+    except TORN:  # measured again
         return None
 
 
