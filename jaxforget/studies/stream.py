@@ -245,6 +245,7 @@ class _Trainer:
         state = jax.jit(begin, out_shardings=self.placed)(copies)
         restored = checkpoints.restore(state)
         if restored is None:
+            self._forget_looks(-1)  # of a run that was killed before its first checkpoint
             state = prepared(self.strategy, state, self.frozen)
             _kept(self.stream.run.path / "tasks" / "start.json", self._row(state))
             self._look(0, state)
