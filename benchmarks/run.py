@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="examples of each role in a step")
     parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
-    parser.add_argument("--lanes", nargs="*", help="of the suite step; all unless given")
+    parser.add_argument(
+        "--lanes", nargs="*", help="of the suites step and continual; all unless given"
+    )
     parser.add_argument("--steps", type=int, default=17, help="of each lane and round")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved repetitions")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "bench.json")
@@ -43,6 +45,8 @@ def main() -> None:
     from jaxforget.report.tables import plain_table
     from jaxforget.studies.common import environment
 
+    if unknown := set(options.lanes or ()) - {*step.LANES, *strategies.LANES}:
+        parser.error(f"no lanes {sorted(unknown)}; {[*step.LANES, *strategies.LANES]}")
     quiet_logs()
     keep_freed_memory()
     use_compile_cache(ROOT / "runs" / "programs")
@@ -64,11 +68,13 @@ def main() -> None:
     if "continual" in options.suite:
         print("continual: strategies against naive steps ...", file=sys.stderr, flush=True)
         sizes = [(model, dtype) for model in options.models for dtype in options.dtypes]
+        wanted = {strategies.BASE, *(options.lanes or strategies.LANES)}
+        lanes = {name: lane for name, lane in strategies.LANES.items() if name in wanted}
         written["continual"] = [
             row
             for model, dtype in sizes
             for row in strategies.rows(
-                model, dtype, options.batch, max(options.rounds, 5), options.steps
+                model, dtype, options.batch, max(options.rounds, 5), options.steps, lanes
             )
         ]
         Console().print(plain_table(written["continual"]))
@@ -92,7 +98,7 @@ def _steps(options: argparse.Namespace, step: Any) -> list[dict[str, Any]]:
     for model in options.models:
         for dtype in options.dtypes:
             print(f"step: {model}, {dtype} ...", file=sys.stderr, flush=True)
-            lanes = options.lanes or tuple(step.LANES)
+            lanes = [lane for lane in step.LANES if lane in (options.lanes or step.LANES)]
             settings = TrainConfig(
                 steps=options.steps,
                 batch_size=options.batch,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from studies import tiny
 
+from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.studies import continual
 
 NAMES = ("forget", "retain", "world_facts")
@@ -49,3 +50,21 @@ def test_a_first_task_is_learned_as_if_alone_and_an_order_permutes_what_was_know
     assert back["matrix"]["tasks"] == [*reversed(NAMES)]
     np.testing.assert_allclose(back["matrix"]["nll"][0], nll[0, ::-1], rtol=1e-6)
     assert back["matrix"]["nll"][-1] != nll[-1, ::-1].tolist()
+
+
+def test_a_run_killed_before_its_first_checkpoint_looks_anew(world, tmp_path, monkeypatch):
+    measure = {"limit": 6, "every": 1, "probe": 2, "windows": [2]}
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, step, state, data):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Checkpoints, "save", killed)
+        run(world, tmp_path / "run", NAMES[:1], measure=measure)
+    lines = (tmp_path / "run" / "looks.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+    results = run(world, tmp_path / "run", NAMES[:1], measure=measure)
+    assert results["looks"] == [json.loads(line) for line in lines]

@@ -172,6 +172,7 @@ class _Trainer:
         state = jax.jit(begin, out_shardings=self.placed)(copies)
         restored = checkpoints.restore(state)
         if restored is None:
+            forget_looks(self.stream.run, -1)  # of a run killed before its first checkpoint
             state = prepared(self.strategy, state, self.frozen)
             keep(self.stream.run.path / "tasks" / "start.json", self._row(state))
             if self.config.measure.random and self.config.model is not None:
