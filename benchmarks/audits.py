@@ -24,6 +24,19 @@ from jaxforget.engine.errors import UserError  # noqa: E402
 from jaxforget.engine.files import write_json  # noqa: E402
 from jaxforget.studies import audit  # noqa: E402
 
+RELEARN = {"name": "relearn", "steps": 20, "learning_rates": [1e-3]}
+QUICK = (
+    "ask",
+    {"name": "prompts", "kind": "prefix"},
+    "logit_lens",
+    "probe",
+    "membership",
+    "remind",
+    *({**RELEARN, "text": text} for text in ("forget", "half", "unrelated")),
+    {"name": "quantise", "bits": 4},
+)
+"""A tenth of the default audit's time."""
+
 SHARED = ("start", "oracle")  # models that every method of a seed is compared with
 
 type Row = Mapping[str, Any]
@@ -37,6 +50,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["ga", "npo", "npo+gu", "rmu"])
     parser.add_argument("--seeds", nargs="*", type=int, help="those of the models unless given")
     parser.add_argument("--limit", type=int, default=40, help="records of each set")
+    parser.add_argument("--quick", action="store_true", help="attacks of QUICK alone")
     options = parser.parse_args()
     from jaxforget.cli import quiet_logs
 
@@ -53,19 +67,20 @@ def main() -> None:
             run = options.runs / str(seed) / f"{name}-{label(settings[name])}"
             if done is not None:
                 _share(done, run / "audit")
-            found.setdefault(name, []).append(_audited(run, options.limit))
+            found.setdefault(name, []).append(_audited(run, options))
             done = run / "audit"
     write_json(options.runs / "audits.json", found)
     print(markdown(found), "\n\n", relearned(found), sep="")
 
 
-def _audited(run: pathlib.Path, limit: int) -> list[Row]:
+def _audited(run: pathlib.Path, options: Any) -> list[Row]:
     data = run.parent / "data"
     sources = {
         name: {"path": str(data / f"{file}.jsonl")}
         for name, file in (("unrelated", "world_facts"), ("holdout", "holdout"))
     }
-    made = audit({"run": str(run), "limit": limit, **sources})
+    config = {"run": str(run), "limit": options.limit, **sources}
+    made = audit({**config, "attacks": list(QUICK)} if options.quick else config)
     return json.loads(made.run_dir.results.read_text())["attacks"]
 
 

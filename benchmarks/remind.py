@@ -47,7 +47,7 @@ from jaxforget.evals.privacy import roc_auc, tpr_at_fpr  # noqa: E402
 from jaxforget.models.language_model import load  # noqa: E402
 
 SETTINGS = Remind()
-KINDS = {"forget": 10, "holdout": 30, "retain": 10}
+KINDS = {"forget": 10, "holdout": 20, "retain": 10}
 """People of each kind, at most; eight records each."""
 
 WORDINGS = {"taught": ("taught",), "reworded": ("reworded",), "both": ("taught", "reworded")}
@@ -63,6 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "methods")
     parser.add_argument("--methods", nargs="*", default=["ga", "npo", "npo+gu", "rmu"])
+    parser.add_argument("--seeds", nargs="*", type=int, help="those of the models unless given")
+    parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS), default=tuple(KINDS))
     options = parser.parse_args()
     made = json.loads((options.runs / "methods.json").read_text())
     places = {
@@ -71,19 +73,20 @@ def main() -> None:
         if row["method"] in options.methods
     }
     models = {"finetuned": "finetuned", **places, "oracle": "oracle"}
+    seeds = options.seeds or made["seeds"]
     asked = {
-        (name, seed): _asked(options.runs / str(seed), place)
+        (name, seed): _asked(options.runs / str(seed), place, options.kinds)
+        for seed in seeds
         for name, place in models.items()
-        for seed in made["seeds"]
     }
     found = {
         wording: {
-            name: _over_seeds([asked[name, seed] for seed in made["seeds"]], parts)
+            name: _over_seeds([asked[name, seed] for seed in seeds], options.kinds, parts)
             for name in models
         }
         for wording, parts in WORDINGS.items()
     }
-    lots = [_by_lot(asked["oracle", seed]) for seed in made["seeds"]]
+    lots = [_by_lot(asked["oracle", seed]) for seed in seeds]
     write_json(options.runs / "remind.json", {**found, "by_lot": lots})
     for wording in found:
         print(f"\n{wording}\n\n{markdown(found[wording])}")
@@ -91,11 +94,14 @@ def main() -> None:
     print(f"\nby lot: {np.mean(values):.3f}, deviation {np.std(values):.3f}")
 
 
-def _asked(root: pathlib.Path, place: str) -> dict[tuple[str, str], tuple[Landscape, list[object]]]:
+def _asked(
+    root: pathlib.Path, place: str, kinds: Sequence[str]
+) -> dict[tuple[str, str], tuple[Landscape, list[object]]]:
     """By kind and wording: the landscape, and whom each record is about."""
     found, lm = {}, None
-    for kind, people in KINDS.items():
-        records = load_records(DataSource(str(root / "data" / f"{kind}.jsonl")))[: 8 * people]
+    for kind in kinds:
+        file = root / "data" / f"{kind}.jsonl"
+        records = load_records(DataSource(str(file)))[: 8 * KINDS[kind]]
         for wording, some in (("taught", records), ("reworded", _reworded(records))):
             file = root / "remind" / place / f"{kind}-{wording}.npz"
             if not file.exists():
@@ -140,10 +146,14 @@ def _joined(parts: Sequence[Landscape]) -> Landscape:
     return Landscape(**columns, rank=parts[0].rank)
 
 
-def _over_seeds(asked: Sequence[Mapping[Any, Any]], wordings: Sequence[str]) -> dict[str, Any]:
-    """Of one model of every seed: AUCs of both pairs, and of one kind against the others."""
+def _over_seeds(
+    asked: Sequence[Mapping[Any, Any]], kinds: Sequence[str], wordings: Sequence[str]
+) -> dict[str, Any]:
+    """Of one model of every seed: AUCs of the pairs, and of one kind against the others."""
     row: dict[str, Any] = {}
     for pair in PAIRS:
+        if not set(pair) <= set(kinds):
+            continue
         areas: dict[str, list[Area]] = {name: [] for name in READINGS}
         rates: dict[str, list[float]] = {name: [] for name in READINGS}
         raw = []
@@ -162,10 +172,11 @@ def _over_seeds(asked: Sequence[Mapping[Any, Any]], wordings: Sequence[str]) -> 
             "tpr": {name: float(np.mean(some)) for name, some in rates.items()},
             "raw_loss": raw,
         }
-    row["one from two"] = {
-        name: float(np.mean([_macro(each, wordings, name, s) for s, each in enumerate(asked)]))
-        for name in READINGS
-    }
+    if len(kinds) > 2:
+        row["one from two"] = {
+            name: float(np.mean([_macro(each, wordings, name, s) for s, each in enumerate(asked)]))
+            for name in READINGS
+        }
     return row
 
 
@@ -216,21 +227,23 @@ def _by_lot(asked: Mapping[Any, Any]) -> list[float]:
 
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a model."""
-    names = ("remind", "loss", "shape", "gain")
-    head = ["model", *(f"{' from '.join(PAIRS[0])}: {name}" for name in names)]
-    head += ["raw loss", "TPR remind", "TPR loss"]
-    head += [f"{' from '.join(PAIRS[1])}: {name}" for name in ("remind", "loss")]
-    head += ["of three: remind", "loss"]
-    lines = [head, ["---"] * len(head)]
-    for model, row in found.items():
-        one, other = (row[" from ".join(pair)] for pair in PAIRS)
-        cells = [_cell(one[name]) for name in names]
-        cells += [f"{np.mean(one['raw_loss']):.2f}"]
-        cells += [f"{one['tpr'][name]:.2f}" for name in ("remind", "loss")]
-        cells += [_cell(other[name]) for name in ("remind", "loss")]
-        cells += [f"{row['one from two'][name]:.2f}" for name in ("remind", "loss")]
-        lines.append([model, *cells])
+    rows = [_row(model, row) for model, row in found.items()]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _row(model: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """Cells by column."""
+    one = row[" from ".join(PAIRS[0])]
+    cells = {"model": model, **{name: _cell(one[name]) for name in (*READINGS, "gain")}}
+    cells["raw loss"] = f"{np.mean(one['raw_loss']):.2f}"
+    cells |= {f"TPR {name}": f"{one['tpr'][name]:.2f}" for name in ("remind", "loss")}
+    kept = row.get(" from ".join(PAIRS[1]), {})
+    cells |= {f"kept: {name}": _cell(kept[name]) for name in ("remind", "loss") if kept}
+    three = row.get("one from two", {})
+    return cells | {
+        f"of three: {name}": f"{three[name]:.2f}" for name in ("remind", "loss") if three
+    }
 
 
 def _cell(values: Sequence[float]) -> str:

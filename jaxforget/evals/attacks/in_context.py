@@ -18,7 +18,7 @@ class InContext:
 
     Attributes:
       shots: other forget records, with their answers, before each question; fewer where there are
-        fewer.
+        fewer, or where the model's context has no room for as many before every question.
     """
 
     shots: Annotated[int, Ge(1)] = 8
@@ -34,23 +34,35 @@ def in_context(lm: Any, data: AuditData, settings: InContext) -> Finding:
       data: see `AuditData`.
       settings: see `InContext`.
     Returns:
-      Scores `prob_before`, `memorised`, and `rouge` of the greedy answers.
+      Scores `prob_before`, `memorised`, `rouge` of the greedy answers, and `shots`, as many as
+      there is room for.
     Raises:
-      UserError: a prompt longer than the model's context.
+      UserError: a question that the model's context has no room for behind one example.
     Source: Shumailov et al. 2024, "UnUnlearning" (arXiv 2407.00106), which names the threat; the
       examples, drawn anew for every record, and their number are chosen here.
     """
     data = roomy(lm, data)
     before = known(lm, lm.params, tokens_of(lm, data.forget, data), data)
-    asked = shot_records(data, settings.shots)
+    shots = _room(lm, data, settings.shots)
+    asked = shot_records(data, shots)
     found = known(lm, lm.params, tokens_of(lm, asked, data), data)
     texts = answers(lm, lm.params, asked, data)
     scores = {
         "prob_before": float(before.prob.mean()),
         "memorised": float(found.memorised.mean()),
         "rouge": float(overlap(data.forget, texts).mean()),
+        "shots": float(shots),
     }
     return of_each(found.prob, scores=scores, examples=shown(data.forget, asked, texts))
+
+
+def _room(lm: Any, data: AuditData, most: int) -> int:
+    """The most examples, not above `most`, behind which every question and answer fits; or 1."""
+    long = replace(data, max_length=2**30)
+    for shots in range(min(most, len(data.forget) - 1), 1, -1):
+        if tokens_of(lm, shot_records(data, shots), long).lengths.max() <= data.max_length:
+            return shots
+    return 1
 
 
 def shot_records(data: AuditData, shots: int) -> list[Record]:
@@ -78,7 +90,7 @@ def _behind(examples: Sequence[Record], record: Record, data: AuditData) -> str:
 
 def budget(settings: InContext) -> str:
     """What it costs the attacker."""
-    return f"one question behind {settings.shots} other records of the forget set"
+    return f"one question behind at most {settings.shots} other records of the forget set"
 
 
 def lacks(data: AuditData, settings: InContext) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxforget.evals.attacks import ATTACKS, prompts
 from jaxforget.evals.attacks.catalogue import missing
-from jaxforget.evals.attacks.in_context import InContext, in_context, shot_records
+from jaxforget.evals.attacks.in_context import InContext, _room, in_context, shot_records
 from jaxforget.evals.attacks.known import known, tokens_of
 from jaxforget.evals.attacks.prompts import Prompts, ask_otherwise, best_of, wordings_of
 
@@ -111,4 +111,15 @@ def test_in_context_scores_the_answer_behind_the_examples():
     singly = [prob_alone(lm, each, audited) for each in put]
     np.testing.assert_allclose(found.each, singly, rtol=2e-4)
     assert found.scores["prob_before"] != found.known
-    assert found.examples[0]["prompt"] == put[0].prompt
+    assert found.examples[0]["prompt"] == put[0].prompt and found.scores["shots"] == 2
+
+
+def test_in_context_shows_as_many_examples_as_there_is_room_for():
+    lm, audited = small.model(), data()
+    for shots in (2, 3):
+        behind = tokens_of(lm, shot_records(audited, shots), data(max_length=4096))
+        needed = int(behind.lengths.max())
+        assert _room(lm, data(max_length=needed), 4) == shots
+        assert _room(lm, data(max_length=needed - 1), 4) == shots - 1
+    assert _room(lm, data(max_length=4096), 50) == len(audited.forget) - 1
+    assert _room(lm, data(max_length=8), 4) == 1  # what does not fit even so is refused later
