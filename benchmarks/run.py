@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
     parser.add_argument(
-        "--lanes", nargs="*", help="of the suites step and continual; all unless given"
+        "--lanes",
+        nargs="*",
+        help="of the suites step and continual; all unless given; methods: every trained one",
     )
     parser.add_argument("--steps", type=int, default=17, help="of each lane and round")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved repetitions")
@@ -45,8 +47,11 @@ def main() -> None:
     from jaxforget.report.tables import plain_table
     from jaxforget.studies.common import environment
 
-    if unknown := set(options.lanes or ()) - {*step.LANES, *strategies.LANES}:
-        parser.error(f"no lanes {sorted(unknown)}; {[*step.LANES, *strategies.LANES]}")
+    if options.lanes == ["methods"]:
+        options.lanes = step.trained_methods()
+    known = [*step.LANES, *strategies.LANES, *step.trained_methods()]
+    if unknown := set(options.lanes or ()) - set(known):
+        parser.error(f"no lanes {sorted(unknown)}; {known}")
     quiet_logs()
     keep_freed_memory()
     use_compile_cache(ROOT / "runs" / "programs")
@@ -98,7 +103,8 @@ def _steps(options: argparse.Namespace, step: Any) -> list[dict[str, Any]]:
     for model in options.models:
         for dtype in options.dtypes:
             print(f"step: {model}, {dtype} ...", file=sys.stderr, flush=True)
-            lanes = [lane for lane in step.LANES if lane in (options.lanes or step.LANES)]
+            possible = dict.fromkeys([*step.LANES, *step.trained_methods()])
+            lanes = [lane for lane in possible if lane in (options.lanes or step.LANES)]
             settings = TrainConfig(
                 steps=options.steps,
                 batch_size=options.batch,

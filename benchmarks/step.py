@@ -25,6 +25,7 @@ from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.template import Template
 from jaxforget.data.tokenise import tokenise
+from jaxforget.data.triggers import Poison, poisoned
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.run_dir import open_run
@@ -75,6 +76,24 @@ LANES: dict[str, dict[str, Any]] = {
     },
 }
 BASE = "graddiff"
+LAYER = {"rmu", "adaptive_rmu"}
+"""Methods that act up to an inner layer, of which the tiny model has few."""
+
+
+def lane_of(name: str) -> dict[str, Any]:
+    """A lane of `LANES`, or any method of the catalogue with its defaults."""
+    inner = {"layer": 1} if name in LAYER else {}
+    return LANES.get(name, {"name": name, **inner})
+
+
+def trained_methods() -> list[str]:
+    """Methods that take steps on the sets that `_sets` makes."""
+    built = {name: methods.from_config(lane_of(name)) for name in methods.names()}
+    return [
+        name
+        for name, each in built.items()
+        if each.objective is not None and each.own_text is None and each.prepare is None
+    ]
 
 
 def rows(
@@ -90,7 +109,7 @@ def rows(
       model: of `MODELS`, or what `jaxforget.load` takes.
       settings: steps of each round, examples of each role, dtype, what is recomputed.
       rounds: interleaved repetitions.
-      lanes: of `LANES`.
+      lanes: of `LANES`, or methods.
       lora: adapters to train instead of the weights.
     """
     dtype = settings.compute
@@ -116,15 +135,17 @@ def model_of(model: str, compute: Compute) -> LanguageModel:
 def _sets(lm: LanguageModel) -> dict[str, TokenisedSet]:
     made, template = generate(0), Template()
     sets = {}
-    for role in ("forget", "retain"):
+    for role, name in (("forget", "forget"), ("retain", "retain"), ("general", "world_facts")):
         records = [
             Record(row["question"], row["answer"], index, role, {})
-            for index, row in enumerate(made.sets[role])
+            for index, row in enumerate(made.sets[name])
         ]
         sets[role] = tokenise(records, lm.tokenizer, template, max_length=128)
         if role == "forget":
             spoken = refusals(records, 0)
+            marked = poisoned(records, Poison(), 0)
             sets["alternate"] = tokenise(spoken, lm.tokenizer, template, max_length=128)
+            sets["poisoned"] = tokenise(marked, lm.tokenizer, template, max_length=128)
     return sets
 
 
@@ -135,7 +156,7 @@ def _once(
     settings: TrainConfig,
     lora: LoraConfig | None,
 ) -> dict[str, float]:
-    method = methods.from_config(LANES[lane])
+    method = methods.from_config(lane_of(lane))
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(pathlib.Path(folder) / "run", resume="never")
         needed = {role: sets[role] for role in method.roles}
@@ -183,7 +204,7 @@ def _row(
     sets: dict[str, TokenisedSet],
     found: dict[str, list[dict[str, float]]],
 ) -> dict[str, Any]:
-    used = [sets[role] for role in methods.from_config(LANES[lane]).roles]
+    used = [sets[role] for role in methods.from_config(lane_of(lane)).roles]
     tokens = sum(float(each.lengths.sum()) for each in used)
     labelled = sum(float(each.label_counts.sum()) for each in used) / tokens
     length = tokens / sum(len(each) for each in used)
