@@ -101,7 +101,8 @@ def _together(
     arrays = {key: np.asarray(values, np.float32) for key, values in hyper.items()}
     run = open_run(root / "together", resume="never")
     population = Population(settings, arrays, at_once)
-    return train_population(lm, sets, population, run=run, mesh=make_mesh(MeshConfig()))
+    found = train_population(lm, sets, population, run=run, mesh=make_mesh(MeshConfig()))
+    return [each.leaves for each in found]
 
 
 def _alone(lm: Any, sets: Any, config: UnlearnConfig, root: pathlib.Path, index: int) -> Any:
