@@ -42,7 +42,8 @@ def run(command: str, tree: dict, file: pathlib.Path, *, processes: int = 2) -> 
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
                 "PYTHONFAULTHANDLER": "1",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} "
+                "--xla_backend_optimization_level=0",
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
