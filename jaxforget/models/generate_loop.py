@@ -4,14 +4,11 @@ Rows are padded on the left, so that all rows write slot P + t - 1 at step t. Po
 tokens only; padded slots are never seen. Keys lie as `[n, B, KV, h, S]` and values as
 `[n, B, KV, S, h]`, so that no step has to turn the cache round before its products.
 
-Attention reads the slots that rows have reached, not all that they may reach: the loop is compiled
-for half of the new tokens and for all of them.
-
-Shapes: B rows, P prompt slots, N new tokens, S = P + N slots, n layers, KV key heads, h components.
+Shapes: B rows, P prompt slots (what all prompts begin with in the first), N new tokens, S = P + N
+slots, n layers, KV key heads, h components.
 """
 
 import functools
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +22,6 @@ from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
 from jaxforget.models.sampling import Sampling, choose_tokens
 
-_LONG = 64  # fewer new tokens are not worth a second loop
 CAST = frozenset({"w", "b", "lora_a", "lora_b", "lora_scale"})  # what `layers.linear` casts
 
 
@@ -63,15 +59,19 @@ def _generate(
 ) -> tuple[Array, Array]:
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
-    rows, width = prompts.shape
+    ahead = len(shared)
+    rows, width = prompts.shape[0], ahead + prompts.shape[1]
     before = beginning(params, shared, cfg, dtype)
-    lengths = len(shared) + jnp.sum(mask, axis=1, dtype=jnp.int32)
+    lengths = ahead + jnp.sum(mask, axis=1, dtype=jnp.int32)
 
     def choose(hidden: Array, step: Array) -> Array:
         steps = jnp.broadcast_to(step, (rows,))
         return choose_tokens(decoder.logits(hidden, head), sampling, steps, greedy)
 
     hidden, keys, values = prefill(params, prompts, mask, cfg, dtype, before)
+    if before is not None:
+        keys = jax.vmap(lambda one, own: _behind(one, own, axis=-1))(before[0], keys)
+        values = jax.vmap(lambda one, own: _behind(one, own, axis=-2))(before[1], values)
     none, room = ((0, 0),) * 3, (0, count)
     first = choose(hidden, jnp.int32(0))
     start = _record(
@@ -87,27 +87,20 @@ def _generate(
         eos,
     )
 
-    def advance(made: int, loop: _Loop) -> _Loop:
+    def running(loop: _Loop) -> Array:
+        return (loop.step < count) & jnp.any(~loop.done)
+
+    def advance(loop: _Loop) -> _Loop:
         slot = width + loop.step - 1  # of the newest token
         caches = loop.keys, loop.values
         hidden, (keys, values) = decode(
-            params, loop.token, slot, lengths, width, caches, cfg, dtype, before, width + made
+            params, loop.token, slot, lengths, width, caches, cfg, dtype, ahead
         )
         token = choose(hidden, loop.step)
         return _record(loop._replace(token=token, keys=keys, values=values), eos)
 
-    def running(made: int, loop: _Loop) -> Array:
-        return (loop.step <= made) & (loop.step < count) & jnp.any(~loop.done)
-
-    loop = start
-    for made in spans(count):
-        loop = jax.lax.while_loop(partial(running, made), partial(advance, made), loop)
-    return loop.tokens, loop.lengths
-
-
-def spans(count: int) -> tuple[int, ...]:
-    """How many new tokens the loops are compiled for, one after the other; the last is `count`."""
-    return (count,) if count < _LONG else (-(-count // 2), count)
+    end = jax.lax.while_loop(running, advance, start)
+    return end.tokens, end.lengths
 
 
 def _record(loop: _Loop, eos: Array) -> _Loop:
@@ -203,9 +196,10 @@ def prefill(
     return layers.norm(x[:, -1], params["final_norm"], cfg), keys, values
 
 
-def _behind(first: Array, then: Array) -> Array:
-    """`then` `[B, P, ..]` behind `first` `[1, C, ..]` in every row."""
-    return jnp.concatenate([jnp.broadcast_to(first, (len(then), *first.shape[1:])), then], axis=1)
+def _behind(first: Array, then: Array, axis: int = 1) -> Array:
+    """`then` `[B, .., P, ..]` behind `first` `[1, .., C, ..]` in every row, along `axis`."""
+    every = jnp.broadcast_to(first, (len(then), *first.shape[1:]))
+    return jnp.concatenate([every, then], axis=axis)
 
 
 def decode(
@@ -217,8 +211,7 @@ def decode(
     caches: tuple[Array, Array],
     cfg: DecoderConfig,
     dtype: str,
-    before: tuple[Array, Array] | None = None,
-    reach: int | None = None,
+    shared: int = 0,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run the newest tokens.
 
@@ -226,46 +219,36 @@ def decode(
       params: cast, see `cast`.
       token: int32 `[B]`, the newest token of each row.
       slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
-      lengths: int32 `[B]`, tokens of each prompt, those of `before` included.
-      width: P, the slot at which prompts end.
+      lengths, width, shared: see `positions_of`.
       caches: keys `[n, B, KV, h, S]` and values `[n, B, KV, S, h]`.
       cfg, dtype: architecture and dtype of the computation.
-      before: see `prefill`; its C tokens lie in no slot.
-      reach: of the S slots, the first that attention reads, `slot` among them; None: all.
     Returns:
       (state of the newest tokens `[B, D]`, caches with them).
     """
     slots = caches[0].shape[-1]
-    shared = 0 if before is None else before[0].shape[-1]
-    reach = slots if reach is None else reach
-    here = jnp.broadcast_to(lengths + slot - width, lengths.shape)[:, None]
-    ahead = jnp.broadcast_to(jnp.arange(shared, dtype=jnp.int32), (len(lengths), shared))
-    own = positions_of(lengths, shared + width, shared + reach, shared)[:, shared:]
+    positions = positions_of(lengths, width, slots, shared)
+    ends = jnp.broadcast_to(slot, lengths.shape)[:, None]
+    here = jnp.take_along_axis(positions, ends, axis=1)
     x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(here, cfg)
 
     def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
         x, keys, values = carry
-        layer, extra, index, past = scanned
-
-        def sees(positions: Array) -> Array:
-            found = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
-            return found[:, None]
+        layer, extra, index = scanned
+        sees = (positions >= 0) & (positions <= here) & (here - positions < extra["window"])
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             # written into the carried cache: scanned-over caches would be copied at every step
             k_all, v_all = _keys_written(keys, k, index, slot), _written(values, v, index, slot)
-            parts = [(k_all[index, ..., :reach], v_all[index, :, :, :reach], sees(own))]
-            if past is not None:
-                parts.append((*past, sees(ahead)))
-            return layers.attend_cached(q, parts, cfg), (k_all, v_all)
+            out = layers.attend_cached(q, k_all[index], v_all[index], sees[:, None], cfg)
+            return out, (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
         return (x, keys, values), None
 
     indices = jnp.arange(cfg.layers, dtype=jnp.int32)
-    scanned = (params["layers"], layers.layer_extras(cfg), indices, before)
+    scanned = (params["layers"], layers.layer_extras(cfg), indices)
     (x, keys, values), _ = jax.lax.scan(body, (x, *caches), scanned)
     return layers.norm(x[:, 0], params["final_norm"], cfg), (keys, values)
 

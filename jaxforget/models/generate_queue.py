@@ -3,14 +3,13 @@
 A batch that waits for its longest answer computes mostly rows that have ended; here at most an
 eighth of the slots idles. A prompt's answer does not depend on which slot it meets.
 
-What all prompts begin with, such as a system prompt or worked examples, is computed and kept once.
+What all prompts begin with, such as a system prompt or worked examples, is computed once.
 
 Shapes: N prompts, B slots, R of them filled at a time, Q tokens that all prompts begin with, P
-further prompt places, C most new tokens, S = P + C places of a slot's cache.
+further prompt places, C most new tokens, S = Q + P + C places of the cache.
 """
 
 import functools
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jaxforget.engine.tree import Params
 from jaxforget.models import decoder
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
-from jaxforget.models.generate_loop import beginning, cast, decode, prefill, spans
+from jaxforget.models.generate_loop import beginning, cast, decode, prefill
 from jaxforget.models.sampling import Sampling, choose_tokens
 
 
@@ -82,7 +81,7 @@ def _generate(
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
     number, ahead = len(prompts), len(shared)
-    width = prompts.shape[1]
+    width = ahead + prompts.shape[1]
     fresh_slots = refilled(slots)
     before = beginning(params, shared, cfg, dtype)
 
@@ -115,13 +114,13 @@ def _generate(
             prompt=queue.prompt.at[free].set(jnp.where(real.any(axis=1), take, number)),
             made=queue.made.at[free].set(0),
             real=queue.real.at[free].set(ahead + jnp.sum(real, axis=1, dtype=jnp.int32)),
-            keys=queue.keys.at[:, free, :, :, :width].set(keys),
-            values=queue.values.at[:, free, :, :width].set(values),
+            keys=queue.keys.at[:, free, :, :, ahead:width].set(keys),
+            values=queue.values.at[:, free, :, ahead:width].set(values),
         )
         rows = jnp.zeros(slots, bool).at[free].set(real.any(axis=1))
         return record(queue, jnp.zeros(slots, jnp.int32).at[free].set(first), rows)
 
-    def advance(span: int, queue: _Queue) -> _Queue:
+    def advance(queue: _Queue) -> _Queue:
         rows = queue.prompt < number
         made = jnp.maximum(queue.made, 1)
         hidden, (keys, values) = decode(
@@ -133,28 +132,23 @@ def _generate(
             (queue.keys, queue.values),
             cfg,
             dtype,
-            before,
-            width + span,
+            ahead,
         )
         token = pick(hidden, queue.made, jnp.minimum(queue.prompt, number - 1))
         return record(queue._replace(keys=keys, values=values), token, rows)
 
-    def busy(span: int, queue: _Queue) -> Array:
-        rows = queue.prompt < number
-        running = jnp.sum(rows)
+    def busy(queue: _Queue) -> Array:
+        running = jnp.sum(queue.prompt < number)
         enough = (slots - running < fresh_slots) | (queue.taken >= total)
-        return enough & (running > 0) & (jnp.max(jnp.where(rows, queue.made, 0)) <= span)
+        return enough & (running > 0)
 
     def some(queue: _Queue) -> _Queue:
-        queue = refill(queue)
-        for span in spans(count):
-            queue = jax.lax.while_loop(partial(busy, span), partial(advance, span), queue)
-        return queue
+        return jax.lax.while_loop(busy, advance, refill(queue))
 
     end = jax.lax.while_loop(
         lambda queue: queue.taken < total,
         some,
-        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad),
+        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad, before),
     )
     return end.tokens, end.lengths
 
@@ -167,16 +161,23 @@ def _empty(
     count: int,
     number: int,
     pad: Array,
+    before: tuple[Array, Array] | None,
 ) -> _Queue:
     front, length = (cfg.layers, slots, cfg.kv_heads), width + count
+    keys = jnp.zeros((*front, cfg.head_dim, length), dtype)
+    values = jnp.zeros((*front, length, cfg.head_dim), dtype)
+    if before is not None:
+        ahead = before[0].shape[-1]
+        keys = keys.at[..., :ahead].set(before[0])
+        values = values.at[:, :, :, :ahead].set(before[1])
     return _Queue(
         taken=jnp.int32(0),
         prompt=jnp.full(slots, number, jnp.int32),
         made=jnp.zeros(slots, jnp.int32),
         token=jnp.zeros(slots, jnp.int32),
         real=jnp.zeros(slots, jnp.int32),
-        keys=jnp.zeros((*front, cfg.head_dim, length), dtype),
-        values=jnp.zeros((*front, length, cfg.head_dim), dtype),
+        keys=keys,
+        values=values,
         tokens=jnp.full((number, count), pad, jnp.int32),
         lengths=jnp.zeros(number, jnp.int32),
     )

@@ -5,7 +5,7 @@ Queries and keys carry explicit positions and segments, so that training on pack
 generation with a cache of keys use the same functions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -246,30 +246,22 @@ def _attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Ar
     return out.reshape(rows, length, heads, width)
 
 
-def attend_cached(
-    q: Array, caches: Sequence[tuple[Array, Array, Array]], cfg: DecoderConfig
-) -> Array:
-    """Attention of the newest tokens over caches that lie as the products read them.
+def attend_cached(q: Array, keys: Array, values: Array, mask: Array, cfg: DecoderConfig) -> Array:
+    """Attention of the newest tokens over a cache that lies as the products read it.
 
     Args:
       q: `[B, 1, H, h]`.
-      caches: (keys `[B, KV, h, S]`, values `[B, KV, S, h]`, mask bool `[B, 1, S]`) each; keys and
-        values that all rows share have B = 1.
+      keys: `[B, KV, h, S]`; values: `[B, KV, S, h]`.
+      mask: bool `[B, 1, S]`.
       cfg: scale and soft cap.
     Returns:
       `[B, 1, H, h]` in the dtype of `q`.
     """
     rows, _, heads, width = q.shape
-    groups = caches[0][0].shape[1]
-    q = q.reshape(rows, groups, heads // groups, width)
-    logits = jnp.concatenate([matmul(q, keys, jnp.float32) for keys, _, _ in caches], axis=-1)
-    mask = jnp.concatenate([mask for _, _, mask in caches], axis=-1)
-    weights = jax.nn.softmax(_logits(logits, mask[:, None], cfg), axis=-1).astype(q.dtype)
-    out, begin = jnp.zeros((), q.dtype), 0
-    for keys, values, _ in caches:
-        end = begin + keys.shape[-1]
-        out, begin = out + matmul(weights[..., begin:end], values), end
-    return out.reshape(rows, 1, heads, width)
+    groups = keys.shape[1]
+    logits = matmul(q.reshape(rows, groups, heads // groups, width), keys, jnp.float32)
+    weights = jax.nn.softmax(_logits(logits, mask[:, None], cfg), axis=-1).astype(values.dtype)
+    return matmul(weights, values).reshape(rows, 1, heads, width)
 
 
 def _logits(logits: Array, mask: Array, cfg: DecoderConfig) -> Array:

@@ -193,34 +193,6 @@ def test_what_all_prompts_begin_with_is_computed_once(case, monkeypatch):
         assert answer.tolist() == oracle(params, cfg, prompt)
 
 
-def test_attention_reads_the_slots_that_are_reached_and_then_all(monkeypatch):
-    cfg, params, _ = load("llama32")
-    some = prompts(4, 2, 7, 5, 3)
-    ends = [oracle(params, cfg, prompt) for prompt in some]
-    eos = (ends[0][2], ends[1][8])  # one answer ends in the first half, one in the second
-    wanted = [oracle(params, cfg, prompt, eos) for prompt in some]
-    reaches = []
-    original = generate_loop.decode
-
-    def watched(*args):
-        reaches.append((args[5][0].shape[-1], args[9]))
-        return original(*args)
-
-    monkeypatch.setattr(generate_loop, "_LONG", N)
-    for module in (generate_loop, generate_queue):
-        monkeypatch.setattr(module, "decode", watched)
-        module.program.cache_clear()
-    for batch_size in (2, 5):  # a queue, and one batch
-        reaches.clear()
-        options = {"max_new_tokens": N, "eos_ids": eos, "batch_size": batch_size}
-        many = generate_many(params, cfg, some, **options)
-        assert [made.tolist() for made in many] == wanted
-        assert set(reaches) == {(32 + N, 32 + N // 2), (32 + N, 32 + N)}
-    for module in (generate_loop, generate_queue):
-        module.program.cache_clear()
-    assert {len(each) <= N // 2 for each in wanted} == {True, False}
-
-
 @pytest.mark.parametrize("divided", [False, True])
 def test_worked_examples_before_all_prompts_are_computed_once_in_batches_too(divided, monkeypatch):
     cfg, params, _ = load("llama32")
