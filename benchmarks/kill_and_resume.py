@@ -107,7 +107,7 @@ def left(run: pathlib.Path, steps: int) -> str:
             return "boundary"
         return f"step, {ended} tasks ended" if (run / "tasks").exists() else "step"
     if (run / "metrics.jsonl").exists():
-        return "compile"
+        return "first step"
     if (run / "tasks").exists():
         return "start of the stream"
     if any((run / "cache").glob("reference-*")):
@@ -142,7 +142,7 @@ def start(arguments: list[str], programs: pathlib.Path | None = None) -> subproc
 def finish(arguments: list[str], programs: pathlib.Path | None = None) -> None:
     """Run to the end, or stop with the child's message."""
     child = start(arguments, programs)
-    _, error = child.communicate(timeout=600)
+    _, error = child.communicate(timeout=3600)
     if child.returncode != 0:
         raise SystemExit(f"a run failed with {child.returncode}: {error.decode()[-2000:]}")
 
