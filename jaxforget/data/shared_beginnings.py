@@ -7,7 +7,7 @@ all examples begin with, such as a system prompt, is the root of every row.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -139,10 +139,10 @@ def pack_shared(
         spread[name][place] = values
     if unseen is not None:
         spread["until"][spread["tokens"] == unseen] = 0
-    wide = {name: values.reshape(count, length) for name, values in spread.items()}
+    wide: dict[str, Any] = {n: values.reshape(count, length) for n, values in spread.items()}
     slots = int(wide["mask"].sum(axis=1).max())
     slots = min(-(-slots // _TARGETS) * _TARGETS, length)
-    nobody = np.full((rows, 1), -1, np.int32)
+    nobody: Any = np.full((rows, 1), -1, np.int32)
     batches = [
         TokenBatch(
             **{name: values[at : at + rows] for name, values in wide.items()},

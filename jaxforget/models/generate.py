@@ -192,8 +192,9 @@ def generate_many(
             found = how.queue(params, cfg, shared, tokens, mask, rows, len(chosen), batch_size)
         else:
             placed = meshes.put_rows((tokens, mask), mesh)
+            given = params, cfg, shared, placed[0], placed[1], rows
             with meshes.in_use(mesh):
-                found = meshes.whole(how.batch(params, cfg, shared, *placed, rows), mesh)
+                found = meshes.whole(how.batch(*given), mesh)
         made, lengths = jax.device_get(found)
         for place, index in enumerate(chosen):
             answers[index] = made[place, : lengths[place]]
