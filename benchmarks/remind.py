@@ -72,7 +72,7 @@ def main() -> None:
         for row in made["rows"]
         if row["method"] in options.methods
     }
-    models = {"finetuned": "finetuned", **places, "oracle": "oracle"}
+    models = {"oracle": "oracle", **places, "finetuned": "finetuned"}
     seeds = options.seeds or made["seeds"]
     asked = {
         (name, seed): _asked(options.runs / str(seed), place, options.kinds)
