@@ -168,7 +168,7 @@ def test_curves_and_page_are_written(whole):
     measures = {row["measure"] for row in rows}
     assert {"logp", "retainability", "net_retainability", "recognition"} <= measures
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 2 + 2 + 3 and "http-equiv" not in page
+    assert page.count("<svg") == 2 + 2 + 1 + 3 and "http-equiv" not in page
 
 
 def test_a_killed_run_ends_with_the_same_looks(data, whole, tmp_path, monkeypatch):
