@@ -25,7 +25,7 @@ from jaxforget.engine.files import write_json
 from jaxforget.models import Compute
 from jaxforget.report.console import live
 from jaxforget.studies import Events, continual
-from jaxforget.studies.continual import scratch
+from jaxforget.studies.starting import scratch
 
 LARGE = ScratchConfig(vocabulary=3072, width=256, layers=3, heads=8, inner=704)  # 3.2 million
 SMALL = ScratchConfig(vocabulary=3072, width=128, layers=3, heads=4, inner=352)  # 1.0 million

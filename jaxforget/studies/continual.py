@@ -32,7 +32,6 @@ from jaxforget.studies.common import (
 )
 from jaxforget.studies.recovery import recovered_nll
 from jaxforget.studies.starting import finished_run, refuse_unread, starting_model
-from jaxforget.studies.starting import scratch as scratch
 from jaxforget.studies.streams.measures import probe_measure, row_measure
 from jaxforget.studies.streams.ordering import ordered, scores_of
 from jaxforget.studies.streams.results import check_effects, compare, effects_of, results_of
