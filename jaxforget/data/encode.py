@@ -84,6 +84,7 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
     for record, text, ids, spans in zip(
         records, texts, batch["input_ids"], batch["offset_mapping"], strict=True
     ):
+        text = _with_leading_blanks(text)
         first, stop = _locate(spans, text.start, text.stop)
         if first == stop:
             raise UserError(f"{where(record)}: no token is left of the answer {record.answer!r}")
@@ -105,6 +106,14 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
                 )
             ids = [*ids, eos]
         yield Encoded(record, np.asarray(ids, np.int32), first, stop)
+
+
+def _with_leading_blanks(text: Rendered) -> Rendered:
+    """Blanks before an answer count as its own: what is given to a model must not depend on it.
+
+    They are part of the first token of one answer and a token of their own before another.
+    """
+    return text._replace(start=len(text.text[: text.start].rstrip(" ")))
 
 
 def _locate(spans: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:

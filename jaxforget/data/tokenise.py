@@ -2,7 +2,8 @@
 
 The whole text is tokenised with character offsets and the answer is located in it, because the
 tokens of a prompt alone need not begin the tokens of prompt and answer. A token that straddles
-the boundary belongs to the answer.
+the boundary belongs to the answer, and so do blanks before it, which are part of one answer's first
+token and a token of their own before another: what is given must not tell which answer follows.
 
 Special tokens: a chat template writes its own. Otherwise the beginning-of-sequence token is put
 first where the tokenizer's convention says so (Llama and Gemma yes, GPT-2 and Qwen no), and the
@@ -45,7 +46,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_CACHE_FORMAT = "1"
+_CACHE_FORMAT = "2"
 _ARRAYS = ("tokens", "targets", "mask", "offsets", "rows")
 
 

@@ -39,7 +39,7 @@ def example(made, index=0):
 def first_answer_token(tokenizer, ids, prompt):
     """Oracle: in a byte-level vocabulary every character of a token is one byte."""
     ends = np.cumsum([len(token) for token in tokenizer.convert_ids_to_tokens(ids)])
-    return int(np.argmax(ends > len(prompt.encode())))
+    return int(np.argmax(ends > len(prompt.rstrip(" ").encode())))  # its blanks are the answer's
 
 
 _PIECES = [
@@ -79,6 +79,16 @@ def test_labels_begin_at_the_token_that_holds_the_answers_first_byte(
     if prompts:
         given_ids = prompt_ids([record(prompt, answer)], tokenizer, NONE, 500)[0]
         assert given_ids.tolist() == whole[:prompts]
+
+
+def test_what_is_given_does_not_tell_which_answer_follows(tokenizer):
+    answers = ["Paris", "x", "3", "capital"]
+    firsts = {tokenizer(f": {each}", add_special_tokens=False)["input_ids"][1] for each in answers}
+    assert len(firsts) > 1  # a blank of its own before some of them
+    some = [record("Where?", each) for each in answers]
+    given = [ids.tolist() for ids in prompt_ids(some, tokenizer, PLAIN, 100)]
+    alone = tokenizer("Question: Where?\nAnswer:", add_special_tokens=False)["input_ids"]
+    assert given == [alone] * len(answers)
 
 
 def test_the_prompts_own_tokens_need_not_be_a_prefix(tokenizer):

@@ -57,10 +57,11 @@ def tokens(some):
 
 
 def reference_logp(lm, text, start):
-    """Float64 log-probabilities of the tokens of `text[start:]`, from whole distributions.
+    """Float64 log-probabilities of the tokens of `text[start:]` and of the blanks before it.
 
-    One text on its own, without packing, targets or kernels.
+    From whole distributions; one text on its own, without packing, targets or kernels.
     """
+    start = len(text[:start].rstrip(" "))
     given = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = given["input_ids"]
     first = next(i for i, (_, stop) in enumerate(given["offset_mapping"]) if stop > start)

@@ -90,7 +90,7 @@ def test_devices_change_nothing(lm, tokenised):
 
 def test_an_example_of_one_target_has_one_number(lm):
     record = small.records()["retain"][0]
-    tiny = dataclasses.replace(record, answer="x", extra={})
+    tiny = dataclasses.replace(record, answer="A", extra={})
     tokenised = small.tokens([tiny, record, tiny])
     got = score_set(lm.score, lm.params, tokenised)
     counts = np.diff(got.offsets)
