@@ -8,7 +8,10 @@ import numpy as np
 from jaxforget.evals.attacks.attack import Finding
 
 LEAST_GAP = 0.05
-"""An attack that tells the model before from the oracle by less says nothing of the one between."""
+"""An attack that tells the model before from the oracle by less says nothing of the one between.
+
+Nor does one whose difference between the two may be chance: whose 95 % interval reaches 0.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,16 @@ def compared(
     columns = np.stack([*values, oracle])  # type: ignore[list-item]
     draw = np.random.default_rng(seed).integers(0, columns.shape[1], (resamples, columns.shape[1]))
     means = columns[:, draw].mean(axis=-1)
-    low, high = np.quantile(share(*means), [0.025, 0.975])
+    gaps = means[1] - means[2]
+    least, most = np.quantile(gaps, [0.025, 0.975])
+    if least <= 0:
+        reason = (
+            f"the attack finds {gap:.3f} ({least:.3f} to {most:.3f}) more in the model before than "
+            "in the oracle: that may be chance"
+        )
+        return Comparison(known, None, reason=reason)
+    told = means[:, gaps > 0]  # a share of nothing is no number; these are the fewest
+    low, high = np.quantile(share(*told), [0.025, 0.975])
     return Comparison(known, left, float(low), float(high))
 
 

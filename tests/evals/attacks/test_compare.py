@@ -41,6 +41,18 @@ def test_an_attack_that_cannot_tell_start_from_oracle_says_nothing():
     assert found.left is None and "too little" in found.reason
 
 
+def test_a_difference_that_may_be_chance_says_nothing():
+    start, oracle = [1.0, 0.0, 0.0, 1.0, 0.0, 0.6], [0.0, 1.0, 0.0, 0.0, 0.0, 0.6]
+    found = compared(findings(start=start, oracle=oracle, audited=[0.1] * 6))
+    assert found.left is None and found.low is None and "may be chance" in found.reason
+
+
+def test_draws_in_which_nothing_separates_start_and_oracle_do_not_spoil_the_interval():
+    start, oracle = np.repeat([1.0, 0.5], [6, 20]), np.repeat([0.0, 0.5], [6, 20])
+    found = compared(findings(start=start, oracle=oracle, audited=oracle))
+    assert found.left == 0 and found.low == found.high == 0
+
+
 def test_a_measure_that_is_no_mean_has_no_interval():
     found = compared({"start": Finding(0.9), "audited": Finding(0.7), "oracle": Finding(0.5)})
     np.testing.assert_allclose(found.left, 0.5)
