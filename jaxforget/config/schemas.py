@@ -99,8 +99,9 @@ class UnlearnConfig:
       model: Hugging Face folder or id, a .gguf file, or a run directory.
       forget, retain: training sets; a method that needs no retain data ignores none: leave it out.
       alternate: what to answer instead, for methods that need it: a file whose row i answers the
-        forget set's row i, or "refusals", "mismatched" (another forget row's answer) or
-        "retain_answers" (a retain row's); None: what the method's paper takes.
+        forget set's row i, or "refusals", "mismatched" (another forget row's answer),
+        "retain_answers" (a retain row's) or "random_choices" (one of the row's own "choices");
+        None: what the method's paper takes.
       general: harmless prompts with normal answers, for methods that need them.
       requests: further sets to forget, after `forget` and one after the other. The training's
         state is carried on; the model that a method compares with is the one each request starts

@@ -33,7 +33,7 @@ REFUSALS = (
 )
 """The answers of `refusals`."""
 
-GENERATED = ("refusals", "mismatched", "retain_answers")
+GENERATED = ("refusals", "mismatched", "retain_answers", "random_choices")
 """What `alternate` may name instead of a file."""
 
 
@@ -88,6 +88,36 @@ def mismatched(records: Sequence[Record], donors: Sequence[Record], seed: int) -
         start = _draw(seed, record)
         turns = (answers[(start + turn) % len(answers)] for turn in range(len(answers)))
         made.append(replace(record, answer=next(a for a in turns if a != record.answer), extra={}))
+    return made
+
+
+def random_choices(records: Sequence[Record], seed: int) -> list[Record]:
+    """The same prompts, each with one of its own choices, all equally likely, the right one too.
+
+    Training on these is unlearning by uniformly random labels; a label is drawn once a record
+    [inferred; the paper's abstract does not say whether labels are drawn anew in every epoch].
+
+    Args:
+      records: of multiple-choice questions, whose column "choices" lists two texts or more.
+      seed: >= 0.
+    Raises:
+      UserError: a record without such a column.
+    Source: Zhang et al. 2024, Unforgettable generalization (arXiv 2409.02228).
+    """
+    made = []
+    for record in records:
+        choices = record.extra.get("choices")
+        if (
+            not isinstance(choices, list | tuple)
+            or len(choices) < 2
+            or not all(isinstance(each, str) and each.strip() for each in choices)
+        ):
+            raise UserError(
+                f"row {record.row} of {record.source}: alternate 'random_choices' needs a column "
+                f"'choices' that lists two texts or more, and finds {choices!r:.60}"
+            )
+        answer = choices[_draw(seed, record) % len(choices)]
+        made.append(replace(record, answer=answer, extra={}))
     return made
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import entr
 
 from jaxforget.data.choices import LETTERS, Question
 from jaxforget.data.records import Record
@@ -65,6 +66,50 @@ def right_mass(logp: np.ndarray, offsets: np.ndarray, correct: np.ndarray) -> np
         shares = np.exp(part - part.max())
         found.append(shares[mark].sum() / shares.sum())
     return np.asarray(found)
+
+
+def choice_entropy(logp: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How evenly each question's choices are held likely; 1 is no preference.
+
+    Args:
+      logp: `[c]`, log-probability of each whole choice, nats.
+      offsets: int `[n + 1]`; two choices a question at least.
+    Returns:
+      float64 `[n]` in [0, 1]: entropy over log(number of choices).
+    """
+    found = []
+    for part in _split("choices", logp, offsets):
+        shares = np.exp(part - part.max())
+        shares /= shares.sum()
+        found.append(float(entr(shares).sum() / np.log(len(part))))
+    return np.asarray(found)
+
+
+def forget_ratio(before: np.ndarray, after: np.ndarray, chance: float) -> np.ndarray:
+    """Share of a task that was forgotten: 0 nothing, 1 all, the model guesses.
+
+    Args:
+      before: `[n]`, was each question answered rightly before unlearning, in [0, 1].
+      after: `[n]`, the same questions after it.
+      chance: accuracy of guessing, in [0, 1).
+    Returns:
+      float64 `[n]`, whose mean is (accuracy before - after) / (accuracy before - chance); outside
+      [0, 1] where the task was learned better or where the answers are worse than guesses.
+    Raises:
+      UserError: before it the model was no better than chance, or the questions are not the same.
+    Source: after Zhang et al. 2024, Unforgettable generalization (arXiv 2409.02228); the formula
+      is our reading, the paper's abstract only names the quantity.
+    """
+    before, after = checked("before", before), checked("after", after)
+    if before.shape != after.shape:
+        raise UserError(f"forget ratio: {len(before)} questions before, {len(after)} after")
+    known = before.mean() - chance
+    if known <= 0:
+        raise UserError(
+            f"forget ratio: the model before answered {before.mean():.3f} of the questions, no "
+            f"better than chance ({chance:.3f}); there was nothing to forget"
+        )
+    return (before - after) / known
 
 
 def _split(name: str, values: np.ndarray, offsets: np.ndarray) -> list[np.ndarray]:
@@ -232,7 +277,8 @@ def choice_part(name: str, questions: Sequence[Question], found: Likelihoods) ->
     Returns:
       `_accuracy` by the summed log-probability, `_accuracy_per_token` and
       `_accuracy_per_character` by its mean (lm-evaluation-harness's acc and acc_norm are the first
-      and the last), `_accuracy_calibrated` by what the question adds to it, and `_prob`.
+      and the last), `_accuracy_calibrated` by what the question adds to it, `_prob`, and
+      `_entropy` of the choices' distribution, 1 where none is preferred.
     Source: calibration by Holtzman et al. 2021 (arXiv 2104.08315), with the content-free question
       of Zhao et al. 2021 (arXiv 2102.09690).
     """
@@ -244,6 +290,7 @@ def choice_part(name: str, questions: Sequence[Question], found: Likelihoods) ->
         f"{name}_accuracy_per_character": hits["character"],
         f"{name}_accuracy_calibrated": hits["blank"],
         f"{name}_prob": mass,
+        f"{name}_entropy": choice_entropy(found.logp, found.offsets),
     }
     columns = {
         "row": [each.row for each in questions],

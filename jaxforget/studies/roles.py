@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxforget.config import UnlearnConfig
-from jaxforget.data.alternates import GENERATED, mismatched, refusals
+from jaxforget.data.alternates import GENERATED, mismatched, random_choices, refusals
 from jaxforget.data.records import Record, refuse_overlap
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.sources import DataSource, load_records
@@ -101,6 +101,8 @@ def _alternates(
     kind, seed, forget = _donor(config, method), config.train.seed, records[FORGET]
     if kind == "refusals":
         return refusals(forget, seed)
+    if kind == "random_choices":
+        return random_choices(forget, seed)
     if kind is not None:
         return mismatched(forget, records[RETAIN if kind == "retain_answers" else FORGET], seed)
     assert config.alternate is not None

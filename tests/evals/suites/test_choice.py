@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 
 from jaxforget.data import shared_beginnings
 from jaxforget.data.choices import ChoiceData, Question
+from jaxforget.data.records import Record
 from jaxforget.data.template import Template
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
@@ -32,6 +33,9 @@ def questions():
     return made
 
 
+DATA = choice.ChoiceQuestions({"people": questions(), "few": questions()[:2]})
+
+
 @pytest.fixture(scope="module")
 def lm():
     return small.model()
@@ -45,7 +49,7 @@ def judged(lm):
 @pytest.fixture(scope="module")
 def found(judged):
     settings = choice.ChoiceSuite(tasks={}, letters=True)
-    return choice.evaluate(judged, {"people": questions(), "few": questions()[:2]}, settings)
+    return choice.evaluate(judged, DATA, settings)
 
 
 def alone(lm, prompt, answer):
@@ -88,6 +92,23 @@ def test_letters_are_scored_after_the_choices_are_shown(lm, found):
         mass.append(np.exp(sums[question.correct[0]] - logsumexp(sums)))
     assert found.metrics["people_accuracy_letter"] == pytest.approx(np.mean(hits))
     np.testing.assert_allclose(found.rows["people"]["prob_letter"], mass, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "none"])
+def test_choices_are_scored_from_the_same_tokens_on(lm, kind):
+    """The blank is a token before some words and part of others."""
+    words = ["Maria", "red", "7", "the"]
+    first = [lm.tokenizer(f": {word}", add_special_tokens=False).tokens()[1] for word in words]
+    assert "\u0120" in first and any(token != "\u0120" for token in first)
+    prompt = "Who?" if kind == "plain" else "Question: Who?\nAnswer: "
+    records = [Record(prompt, word, row, "q.jsonl") for row, word in enumerate(words)]
+    judged = Judged(lm, lm.params, Template(kind=kind), 64)
+    sums, counts = choices.answer_logp(judged, records)
+    before = "Question: Who?\nAnswer:"
+    for word, total, count in zip(words, sums, counts, strict=True):
+        expected = small.reference_logp(lm, f"{before} {word}", len(before))
+        np.testing.assert_allclose(total, expected.sum(), rtol=2e-4, err_msg=word)
+        assert count == len(expected)
 
 
 def test_every_accuracy_has_an_interval_and_tasks_stay_apart(found):
@@ -167,3 +188,29 @@ def test_settings_without_tasks_or_with_odd_names_are_refused():
         choice.read(choice.ChoiceSuite(tasks={}))
     with pytest.raises(UserError, match="must be one word"):
         choice.read(choice.ChoiceSuite(tasks={"a b": ChoiceData("q.jsonl")}))
+
+
+@given(st.lists(st.lists(st.floats(-50, 0), min_size=2, max_size=5), min_size=1, max_size=4))
+def test_entropy_is_of_the_choices_own_distribution(some):
+    offsets = np.cumsum([0, *map(len, some)])
+    found = choices.choice_entropy(np.concatenate(some), offsets)
+    for value, part in zip(found, some, strict=True):
+        shares = np.exp(part - logsumexp(part))
+        expected = -(shares * (part - logsumexp(part))).sum() / np.log(len(part))
+        np.testing.assert_allclose(value, expected, atol=1e-9)
+
+
+def test_entropy_ends_at_guessing_and_at_certainty():
+    found = choices.choice_entropy(np.asarray([-3.0, -3, -3, 0, -800]), np.asarray([0, 3, 5]))
+    np.testing.assert_allclose(found, [1.0, 0.0], atol=1e-12)
+
+
+def test_the_forget_ratio_is_nothing_unchanged_and_one_at_chance():
+    right = np.asarray([1.0, 1, 1, 0])
+    assert (choices.forget_ratio(right, right, 0.25) == 0).all()
+    assert choices.forget_ratio(right, np.asarray([0.0, 0, 1, 0]), 0.25).mean() == 1
+    assert choices.forget_ratio(right, np.zeros(4), 0.25).mean() == pytest.approx(1.5)
+    with pytest.raises(UserError, match="nothing to forget"):
+        choices.forget_ratio(np.asarray([0.0, 0, 1, 0]), right, 0.25)
+    with pytest.raises(UserError, match="4 questions before, 3 after"):
+        choices.forget_ratio(right, right[:3], 0.25)
