@@ -114,6 +114,26 @@ def test_identity_metric_and_one_column_is_the_plain_removal_of_a_component():
     assert float(found.binding) == 1
 
 
+def test_projection_leaf_by_leaf_implies_the_whole_one_and_not_conversely():
+    x, columns, scale, vector, g, p = problem(2, 1)
+    leaves = jax.tree.leaves(x)
+    column, metric = jax.tree.leaves(columns[0]), jax.tree.leaves(scale)
+    apart = [
+        run([leaf], [[c]], [m], whiten=True)[0][0]
+        for leaf, c, m in zip(leaves, column, metric, strict=True)
+    ]
+    together = jax.tree.leaves(run(x, columns, scale, whiten=True)[0])
+    size = np.linalg.norm(np.sqrt(p) * vector) * np.linalg.norm(np.sqrt(p) * g[:, 0])
+
+    def products(moved):
+        parts = zip(metric, column, moved, strict=True)
+        return [float(np.sum(np.asarray(m * c * y, np.float64))) for m, c, y in parts]
+
+    assert max(map(abs, products(apart))) < 1e-6 * size
+    assert abs(sum(products(apart))) < 1e-6 * size and abs(sum(products(together))) < 1e-6 * size
+    assert max(map(abs, products(together))) > 1e-3 * size
+
+
 @pytest.mark.parametrize("options", [{}, {"one_sided": True}, {"whiten": True, "keep": 1.0}])
 def test_zero_columns_change_nothing_bit_for_bit(options):
     x, columns, scale, *_ = problem(2, 3)

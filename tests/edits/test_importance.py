@@ -52,6 +52,20 @@ def test_batches_of_one_example_make_both_squares_equal():
     close(run(ones, "squared_batch"), run(ones, "per_example"), 1e-5)
 
 
+def test_order_matters_only_through_what_shares_a_batch():
+    pairs = [SOME[0:2], SOME[2:4], SOME[4:6]]
+    batched = [toy.pack(pair, 1, 2, 8) for pair in pairs]
+    close(run(batched[::-1], "squared_batch"), run(batched, "squared_batch"), 1e-5)
+    others = [[SOME[0], SOME[2]], [SOME[1], SOME[4]], [SOME[3], SOME[5]]]
+    moved = run([toy.pack(pair, 1, 2, 8) for pair in others], "squared_batch")
+    gaps = jax.tree.map(
+        lambda a, b: np.abs(a - b).max() / np.abs(b).max(), moved, run(batched, "squared_batch")
+    )
+    assert max(jax.tree.leaves(gaps)) > 0.01
+    ones = [toy.pack([each], 1, 1, 4) for each in SOME]
+    close(run(ones[::-1], "per_example"), run(ones, "per_example"), 1e-5)
+
+
 def test_rows_without_examples_do_not_count():
     close(run([toy.pack(SOME, 9, 1)], "per_example"), run([toy.pack(SOME, 6, 1)], "per_example"))
 

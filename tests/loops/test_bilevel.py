@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from objectives.cases import PARAMS, batches
 from objectives.toy_lm import score
 
@@ -14,7 +15,7 @@ from jaxforget.combiners import weighted_sum
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.state import init_state
 from jaxforget.loops import OfmuSettings, ofmu
-from jaxforget.loops.phi import Losses, outer_gradient, phi_gradient
+from jaxforget.loops.phi import Losses, _linear, outer_gradient, phi_gradient
 from jaxforget.objectives import graddiff
 
 SPEC, COMBINER = graddiff("nll"), weighted_sum({"forget": 1.0, "retain": 1.0})
@@ -74,6 +75,21 @@ def test_the_inner_gradient_is_that_of_phi(float64, beta, similarity):
     f, r = jax.grad(losses.forget)(params), jax.grad(losses.retain)(params)
     cosine = optax.tree.vdot(f, r) / (optax.tree.norm(f) * optax.tree.norm(r))
     np.testing.assert_allclose(found.similarity, cosine)
+
+
+@pytest.mark.parametrize(("differences", "tolerance"), [(None, 1e-10), (1e-6, 1e-4)])
+def test_products_with_a_hessian_are_symmetric_and_those_of_the_dense_matrix(
+    float64, differences, tolerance
+):
+    losses, params = network()
+    flat, back = ravel_pytree(params)
+    dense = jax.hessian(lambda x: losses.forget(back(x)))(flat)
+    u, v = np.random.default_rng(0).normal(size=(2, flat.size))
+    _, push = _linear(losses.forget, params, differences)
+    left, right = (np.asarray(ravel_pytree(push(back(jnp.asarray(x))))[0]) for x in (u, v))
+    scale = np.linalg.norm(dense) * np.linalg.norm(u)
+    np.testing.assert_allclose(left, dense @ u, atol=tolerance * scale)
+    np.testing.assert_allclose(v @ left, u @ right, atol=tolerance * scale * np.linalg.norm(v))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])

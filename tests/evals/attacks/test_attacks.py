@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jaxforget.engine.errors import UserError
 from jaxforget.evals.attacks import ATTACKS, chosen, weight_changes
 from jaxforget.evals.attacks.catalogue import missing
+from jaxforget.evals.attacks.known import known, tokens_of
 from jaxforget.evals.attacks.plain import Ask, ask
 from jaxforget.evals.attacks.quantise import Quantise, quantise, quantised, rounded
 from jaxforget.evals.attacks.relearn import Relearn, relearn
@@ -42,6 +43,8 @@ def test_relearning_brings_back_what_is_trained(rank):
     assert found.scores["prob_after"] > found.scores["prob_before"] + 0.05
     steps, means = zip(*found.curves["forget_prob"], strict=True)
     assert steps == (0, 1, 2, 5, 10, 20)
+    untouched = known(lm, lm.params, tokens_of(lm, data().forget, data()), data())
+    np.testing.assert_allclose(means[0], untouched.prob.mean(), rtol=1e-5)  # no step, no change
     np.testing.assert_allclose(found.known, np.trapezoid(means, steps) / 20, rtol=1e-6)
 
 
