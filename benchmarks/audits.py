@@ -1,7 +1,7 @@
 """Audits of methods on the fictitious people: what is left of the knowledge under every attack.
 
-    python benchmarks/methods.py --methods ga npo npo+gu rmu --chosen    # first: the models
-    python benchmarks/audits.py --methods ga npo npo+gu rmu
+    python benchmarks/methods.py --methods ga graddiff+gu npo npo+gu rmu --chosen  # the models
+    python benchmarks/audits.py --methods ga graddiff+gu npo npo+gu rmu
 
 Every method is audited with the settings that `benchmarks/methods.py` chose, on every seed, beside
 the model before and the oracle. Writes audits.json and prints two tables, means over the seeds,
@@ -33,6 +33,7 @@ QUICK = (
     "membership",
     "remind",
     *({**RELEARN, "text": text} for text in ("forget", "half", "unrelated")),
+    {**RELEARN, "steps": 60},  # long enough for the oracle to learn it anew
     {"name": "quantise", "bits": 4},
 )
 """A tenth of the default audit's time."""
@@ -47,7 +48,9 @@ def main() -> None:
     """Parse, audit, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "methods")
-    parser.add_argument("--methods", nargs="*", default=["ga", "npo", "npo+gu", "rmu"])
+    parser.add_argument(
+        "--methods", nargs="*", default=["ga", "graddiff+gu", "npo", "npo+gu", "rmu"]
+    )
     parser.add_argument("--seeds", nargs="*", type=int, help="those of the models unless given")
     parser.add_argument("--limit", type=int, default=40, help="records of each set")
     parser.add_argument("--quick", action="store_true", help="attacks of QUICK alone")

@@ -1,7 +1,7 @@
 """Every method on the fictitious people, against retraining: one table over several seeds.
 
     python benchmarks/methods.py --seeds 0 1 2 --out runs/methods
-    python benchmarks/methods.py --methods ga npo npo+gu rmu --chosen    # the models to audit
+    python benchmarks/methods.py --methods ga graddiff+gu npo npo+gu rmu --chosen   # those to audit
 
 A model learns all people, an oracle all but those to forget. Every method starts from the first,
 with equal batches and epochs; its settings are the nearest to the oracle of a small grid (`GRIDS`)
@@ -79,6 +79,7 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 
 CHOSEN: Mapping[str, Mapping[str, Any]] = {
     "ga": {"rate": 2e-4},
+    "graddiff+gu": {"rate": 2e-4, "combiner": GEOMETRIC},
     "npo": {"rate": 6e-4, "beta": 0.3},
     "npo+gu": {"rate": 6e-4, "beta": 0.3, "combiner": GEOMETRIC},
     "rmu": {"rate": 2e-3, "layer": 1, "retain_weight": 10.0},

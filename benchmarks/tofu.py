@@ -31,7 +31,6 @@ CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "tofu"
 SUITE = ("forget", "retain", "real_authors", "world_facts")
 FILES = {"forget": "forget01_perturbed", "retain": "retain_perturbed"}
 JUDGED = ("forget_prob", "retain_prob", "forget_rouge", "forget_quality", "model_utility")
-UNRECORDED = "amnesiac"  # needs the updates of a finetune that trained the weights
 
 
 def local(data: pathlib.Path, out: pathlib.Path, *, oracle: bool) -> list[str]:
@@ -91,9 +90,9 @@ def main() -> None:
     for handler in logging.getLogger().handlers:  # those that an import has put there before
         handler.setLevel(logging.WARNING)
     console, out, data = Console(), options.out, options.data
-    known = [name for name in methods.names() if name != UNRECORDED]
-    chosen = known if options.methods == ["all"] else options.methods
+    chosen = methods.names() if options.methods == ["all"] else options.methods
     general = {"path": str(data / "world_facts.json")}
+    updates = out / "finetuned" / "updates"
     forget = {"path": str(data / "forget01.json")}
     retain = {"path": str(data / "retain99.json"), "rows": f"0:{options.retain}"}
     with live(console) as events:
@@ -102,6 +101,7 @@ def main() -> None:
                 f"model={options.model}",
                 f"data={json.dumps(rows)}",
                 f"run_dir={out / name}",
+                *([f"record_updates={json.dumps(forget)}"] if name == "finetuned" else []),
                 *local(data, out, oracle=name != "oracle"),
                 *options.overrides,
                 *options.teach,
@@ -113,6 +113,11 @@ def main() -> None:
                 f"model={out / 'finetuned'}",
                 f"run_dir={out / name}",
                 *(f"{role}={json.dumps(sources[role])}" for role in read_by(name)),
+                *(
+                    [f"method.updates={out / 'finetuned' / 'updates'}"]
+                    if name == "amnesiac"
+                    else []
+                ),
                 *local(data, out, oracle=True),
                 *options.overrides,
                 *options.forget,

@@ -7,7 +7,7 @@ subtracts them.
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ type Share = float | Callable[[int, int], float]
 examples are to be forgotten and of how many it saw."""
 
 PREFIX, SUFFIX = "update-", ".safetensors"
+LEFT, RIGHT = "#left", "#right"
+"""Endings of the names of two factors whose product is what a step did to a weight."""
 
 
 class Update(NamedTuple):
@@ -36,7 +38,7 @@ class Update(NamedTuple):
 
     Attributes:
       step: its number, from 0.
-      update: parameters after it minus before it.
+      update: parameters after it minus before it; leaves that did not move may be left out.
       examples: ids of the examples of its batch, without repetition.
     """
 
@@ -86,9 +88,8 @@ def amnesiac(
         touched = wanted & seen
         if not touched:
             continue
-        check_alike("amnesiac", f"the update of step {step}", update, params)
         factor = share(len(touched), len(seen)) if callable(share) else share
-        total = _grown(total, update, number("amnesiac", "share", factor, None))
+        total = _grown(total, update, number("amnesiac", "share", factor, None), step)
         touched_steps, found = touched_steps + 1, found | touched
     if wanted and not found:
         raise UserError(
@@ -104,16 +105,24 @@ def amnesiac(
     }
 
 
-def record_updates(folder: str | pathlib.Path, *, watched: Iterable[int] | None = None) -> Recorder:
+def record_updates(
+    folder: str | pathlib.Path,
+    *,
+    watched: Iterable[int] | None = None,
+    scales: Mapping[str, Any] | None = None,
+) -> Recorder:
     """A function that keeps what each step did, one file a step, written beside and renamed.
 
-    A file is as large as the trained leaves in float32: record LoRA factors or small models, or
-    watch few examples. A step recorded again, as after a resumption, replaces its file.
+    A file is as large as the trained leaves in float32, and twice that for adapters: train
+    adapters or small models, or watch few examples. A step recorded again, as after a resumption,
+    replaces its file.
 
     Args:
       folder: made where it is missing.
       watched: ids of the examples that may ever have to be forgotten; steps without any of them
         are not written. None: all steps are.
+      scales: where adapters are trained, the frozen leaves that hold their `lora_scale`. What a
+        step did to the adapted weight, s A'B' - s AB, is kept as [s A', -s A] [B'; B].
     Returns:
       See `Recorder`. It reads the parameters to the host, so give it those before a step that
       donates them as a copy; ids may be an array such as `TokenBatch.example`, negative ones are
@@ -123,6 +132,7 @@ def record_updates(folder: str | pathlib.Path, *, watched: Iterable[int] | None 
     """
     place = pathlib.Path(folder)
     some = None if watched is None else {int(example) for example in watched}
+    known = {} if scales is None else flatten(scales)
 
     def record(step: int, before: Params, after: Params, examples: Any) -> pathlib.Path | None:
         ids = _ids(examples)
@@ -131,8 +141,7 @@ def record_updates(folder: str | pathlib.Path, *, watched: Iterable[int] | None 
         check_alike("record_updates", "the parameters after the step", after, before)
         numbered = whole("record_updates", "step", int(step), 0)
         path = place / f"{PREFIX}{numbered:09d}{SUFFIX}"
-        old, new = flatten(before), flatten(after)
-        tensors = {name: _float32(new[name]) - _float32(old[name]) for name in old}
+        tensors = _changes(flatten(before), flatten(after), known)
         label = {
             "step": str(numbered),
             "examples": json.dumps(ids),
@@ -145,6 +154,24 @@ def record_updates(folder: str | pathlib.Path, *, watched: Iterable[int] | None 
         return path
 
     return record
+
+
+def _changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], scales: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """What a step did to every weight: its difference, or two factors whose product it is."""
+    found = {}
+    for name in old:
+        parent, _, kind = name.rpartition("/")
+        if kind == "lora_a":
+            scale = _float32(scales[f"{parent}/lora_scale"])[..., None, None]
+            left = [_float32(new[name]), -_float32(old[name])]
+            right = [_float32(tree[f"{parent}/lora_b"]) for tree in (new, old)]
+            found[f"{parent}/w{LEFT}"] = np.concatenate(left, axis=-1) * scale
+            found[f"{parent}/w{RIGHT}"] = np.concatenate(right, axis=-2)
+        elif kind != "lora_b":
+            found[name] = _float32(new[name]) - _float32(old[name])
+    return found
 
 
 def read_updates(
@@ -186,7 +213,16 @@ def _read(path: pathlib.Path, wanted: set[int] | None) -> Update | None:
         raise UserError(f"{path}: damaged, or no safetensors file: {error}") from None
     if not intact:
         raise UserError(f"{path}: damaged, it does not have the checksum in its label")
-    return Update(step, unflatten(tensors), examples)
+    return Update(step, unflatten(_multiplied(tensors)), examples)
+
+
+def _multiplied(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    plain = {name: x for name, x in tensors.items() if not name.endswith((LEFT, RIGHT))}
+    for name, left in tensors.items():
+        if name.endswith(LEFT):
+            weight = name.removesuffix(LEFT)
+            plain[weight] = left @ tensors[f"{weight}{RIGHT}"]
+    return plain
 
 
 def _ids(examples: Any) -> list[int]:
@@ -207,8 +243,17 @@ def _float32(leaf: Any) -> np.ndarray:
     return np.asarray(leaf).astype(np.float32)
 
 
-def _grown(total: Params, update: Params, factor: float) -> Params:
-    return jax.tree.map(lambda t, u: t + factor * jnp.asarray(u, jnp.float32), total, update)
+def _grown(total: Params, update: Params, factor: float, step: int) -> Params:
+    grown = flatten(total)
+    for name, change in flatten(update).items():
+        if name not in grown or grown[name].shape != np.shape(change):
+            has = f"has shape {grown[name].shape}" if name in grown else "is not there"
+            raise UserError(
+                f"amnesiac: the update of step {step} changes {name!r} of shape "
+                f"{np.shape(change)}, which {has} in the parameters; was another model recorded?"
+            )
+        grown[name] = grown[name] + factor * jnp.asarray(change, jnp.float32)
+    return unflatten(grown)
 
 
 def _without(leaf: Array, change: Array) -> Array:

@@ -10,7 +10,7 @@ from jaxforget.data.batches import PairedBatches
 from jaxforget.data.sets import example_ids
 from jaxforget.edits import record_updates
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.tree import Params
+from jaxforget.engine.tree import Params, flatten, unflatten
 from jaxforget.engine.types import State
 
 
@@ -20,6 +20,7 @@ def recording(
     watched: frozenset[int],
     start: int,
     params: Params,
+    frozen: Params,
 ) -> Callable[[int, State], float]:
     """A function to be called after every step, with the steps taken and the state.
 
@@ -29,6 +30,7 @@ def recording(
       watched: ids of the examples whose steps are kept, see `example_ids`.
       start: steps already taken.
       params: before the first step to come.
+      frozen: the leaves that are not trained, with the scales of adapters.
     Raises:
       UserError: several processes, or data that holds none of the watched examples.
     """
@@ -38,7 +40,7 @@ def recording(
     ids = example_ids(tokenised)
     if not watched & set(ids.tolist()):
         raise UserError("record_updates: no row of this set is among the data")
-    record = record_updates(folder, watched=watched)
+    record = record_updates(folder, watched=watched, scales=jax.device_get(_scales(frozen)))
 
     def touched(step: int) -> np.ndarray | None:
         mine = ids[batches.examples(step)[role]]
@@ -58,3 +60,8 @@ def recording(
         return 0.0  # recording belongs to the training
 
     return after_step
+
+
+def _scales(frozen: Params) -> Params:
+    kept = {path: leaf for path, leaf in flatten(frozen).items() if path.endswith("/lora_scale")}
+    return unflatten(kept)

@@ -271,7 +271,7 @@ def train_model(
         watch.attach(stream, make_schedule(optimizer, *request.steps))
         hooks = []
         if watched is not None:
-            hooks.append(recording(run.updates, batches, watched, start, state.params))
+            hooks.append(recording(run.updates, batches, watched, start, state.params, frozen))
         if judging is not None:
             judging.resumed(start)
             hooks.append(_looking(judging, frozen, first + steps))

@@ -112,11 +112,6 @@ def finetune(
             return finished
         if config.evaluate is not None:
             read_suite(config.evaluate, run)
-        if config.record_updates is not None and config.lora is not None:
-            raise UserError(
-                "record_updates: with lora the steps change its factors, not the weights; record "
-                "a run that trains the weights"
-            )
         refuse_apart(config, method, 1)
         lm = load_model(config)
         events.stage("reading data")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from jaxforget.edits import Update, amnesiac, read_updates, record_updates
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.tree import merge
+from jaxforget.models.lora import init_lora, merge_lora
 
 START = {"a": {"w": jnp.float32([[1.0, -2.0], [0.5, 3.0]])}, "b": jnp.float32([0.1, 0.2, 0.3])}
 
@@ -128,6 +130,32 @@ def test_a_recorded_run_is_forgotten_from_its_files(tmp_path):
     assert [each.step for each in read_updates(tmp_path, forget=[5])] == skip
 
 
+def test_a_run_of_adapters_is_forgotten_in_the_merged_weights(tmp_path):
+    rng = np.random.default_rng(0)
+    layers = {"q": {"w": rng.normal(size=(2, 6, 5)), "b": rng.normal(size=(2, 5))}}
+    base = jax.tree.map(jnp.float32, {"layers": layers})
+    factors, frozen = init_lora(jax.random.key(0), base, rank=2, alpha=3.0, targets="q")
+    record = record_updates(tmp_path, scales=frozen)
+    states = [factors]
+    for step in range(3):
+        moved = jax.tree.map(lambda x: x + jnp.float32(rng.normal(size=x.shape)), states[-1])
+        record(step, states[-1], moved, [step])
+        states.append(moved)
+    weights = [merge_lora(merge(merge(base, frozen), state)) for state in states]
+    for step in range(3):
+        got, _ = amnesiac(weights[3], read_updates(tmp_path), forget=[step])
+        want = jax.tree.map(lambda w, a, b: w - a + b, weights[3], weights[step + 1], weights[step])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    got, _ = amnesiac(weights[3], read_updates(tmp_path), forget=range(3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, base)
+
+
+def test_leaves_that_did_not_move_may_be_left_out():
+    got, _ = amnesiac(START, [Update(0, {"b": jnp.ones_like(START["b"])}, (1,))], forget=[1])
+    np.testing.assert_array_equal(got["b"], START["b"] - 1)
+    np.testing.assert_array_equal(got["a"]["w"], START["a"]["w"])
+
+
 def test_narrow_parameters_keep_their_dtype(tmp_path):
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), START)
     after = jax.tree.map(lambda x: x * 2, params)
@@ -184,7 +212,9 @@ def test_what_makes_no_sense_is_refused(tmp_path):
         amnesiac(START, [Update(0, START, (1,))], forget=[9, 8])
     with pytest.raises(UserError, match="step 0 is recorded twice"):
         amnesiac(START, [Update(0, START, (1,))] * 2, forget=[1])
-    with pytest.raises(UserError, match="update of step 0 and the parameters differ"):
-        amnesiac(START, [Update(0, {"b": START["b"]}, (1,))], forget=[1])
+    with pytest.raises(UserError, match="update of step 0 changes 'c' .* is not there"):
+        amnesiac(START, [Update(0, {"c": START["b"]}, (1,))], forget=[1])
+    with pytest.raises(UserError, match="update of step 0 changes 'b' .* has shape"):
+        amnesiac(START, [Update(0, {"b": jnp.zeros(77)}, (1,))], forget=[1])
     with pytest.raises(UserError, match="share must be a finite number"):
         amnesiac(START, [Update(0, START, (1,))], forget=[1], share=float("nan"))
