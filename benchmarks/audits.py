@@ -140,7 +140,7 @@ def _steps(rows: Sequence[Row], model: str) -> str:
         curve = row["curves"][model]["forget_prob"]
         half = 0.5 * row["curves"]["start"]["forget_prob"][0][1]
         found.append((reached(curve, half), curve[-1][0]))
-    told = sorted((step is None, step or last) for step, last in found)
+    told = sorted((step is None, last if step is None else step) for step, last in found)
     words = [f"> {step:.0f}" if beyond else f"{step:.0f}" for beyond, step in told]
     return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
 

@@ -113,11 +113,7 @@ def main() -> None:
                 f"model={out / 'finetuned'}",
                 f"run_dir={out / name}",
                 *(f"{role}={json.dumps(sources[role])}" for role in read_by(name)),
-                *(
-                    [f"method.updates={out / 'finetuned' / 'updates'}"]
-                    if name == "amnesiac"
-                    else []
-                ),
+                *([f"method.updates={updates}"] if name == "amnesiac" else []),
                 *local(data, out, oracle=True),
                 *options.overrides,
                 *options.forget,

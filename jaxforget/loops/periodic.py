@@ -1,5 +1,6 @@
 """Learn one set, and every few steps climb the loss of another."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,24 @@ from jaxforget.loops.plain import plain
 LEARN, FORGET = "retain", "forget"
 
 
-def periodic(every: int) -> Loop:
+def periodic_until(every: int, until: float) -> Callable[[int], Loop]:
+    """`periodic` whose forgetting steps stand in the first part of the run alone.
+
+    Args:
+      every: see `periodic`.
+      until: share of the run's steps in which they may stand, in [0, 1].
+    Returns:
+      Steps of the run -> the loop.
+    Raises:
+      UserError: `until` outside [0, 1]; as `periodic`.
+    """
+    if not 0 <= until <= 1:
+        raise UserError(f"periodic: until must be in [0, 1], got {until}")
+    periodic(every)
+    return lambda steps: periodic(every, last=round(until * steps))
+
+
+def periodic(every: int, *, last: int | None = None) -> Loop:
     """Steps on the term `retain`, each `every` of them followed by one on the term `forget`.
 
     Both kinds share the optimizer and its moments. A run of at most `every` steps is plain
@@ -34,6 +52,7 @@ def periodic(every: int) -> Loop:
 
     Args:
       every: N_u, learning steps between two forgetting steps, >= 1.
+      last: step from which on all are learning steps; None: none.
     Returns:
       A `Loop` without state; metrics are those of the step's own term (the other's is 0), and
       `forgetting`, 1 in forgetting steps. The combiner must be a weighted sum of the two terms.
@@ -66,6 +85,8 @@ def periodic(every: int) -> Loop:
             state: State, frozen: Params, batches: Batches, reference: Reference
         ) -> tuple[State, Metrics]:
             forgetting = state.step % (every + 1) == every
+            if last is not None:
+                forgetting &= state.step < last
 
             def run(inner: Step, silent: str) -> Any:
                 def branch(state: State) -> tuple[State, Metrics]:

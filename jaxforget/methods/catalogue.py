@@ -109,6 +109,7 @@ def _method(
         finishers=[*built.finishers, *make_finishers(finishers)],
         edit=built.edit,
         transform=built.transform,
+        planned=built.planned,
         alternate=recipe.alternate,
         own_text=built.own_text,
         poison=built.poison,

@@ -48,6 +48,7 @@ class Method:
       needs: data sets and reference scores that its training reads.
       whole: data sets that are read as a whole, by `edit` or `prepare`.
       loop: in which order it steps.
+      planned: steps of the run -> `loop`, where it depends on them; None: it does not.
       edit: what is done to the whole model after the training, or None.
       prepare: what fills the combiner's state from the data before the first step, or None.
       transform: see `Transform`, or None.
@@ -72,6 +73,7 @@ class Method:
     poison: Poison | None = None
     weights_only: str = ""
     token: NewToken | None = None
+    planned: Callable[[int], Loop] | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:

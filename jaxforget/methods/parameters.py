@@ -226,6 +226,18 @@ class BadTeacher:
 
 
 @dataclass(frozen=True)
+class Scrub:
+    """Of `scrub`: gamma, alpha and T; learning steps between two steps away from the start; and
+    the share of the run after which there are none of the latter (its "max-steps")."""
+
+    nll_weight: Weight = 1.0
+    kl_weight: Weight = 0.5
+    temperature: Positive = 2.0
+    every: Annotated[int, Ge(1)] = 1
+    until: Annotated[float, Ge(0), Le(1)] = 0.4
+
+
+@dataclass(frozen=True)
 class Smoothing:
     """Of `label_smoothing`: share of the target's probability that is spread evenly."""
 

@@ -24,6 +24,7 @@ class Built:
       weights: of its terms.
       combiner: the method's own; None: the weighted sum, or what the user attaches.
       loop: in which order it steps.
+      planned: steps of the run -> `loop`, where it depends on them; None: it does not.
       finishers: the method's own transforms of the update.
       transform: of the direction before the optimizer, see `Transform`.
       edit: of the whole model, after the training where there is one.
@@ -44,6 +45,7 @@ class Built:
     own_text: OwnText | None = None
     poison: Poison | None = None
     token: NewToken | None = None
+    planned: Callable[[int], Loop] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ from jaxforget import objectives as o
 from jaxforget.combiners import orthogonal_retain
 from jaxforget.data.triggers import Poison
 from jaxforget.edits.compatibility import OwnText
-from jaxforget.loops import OfmuSettings, PrimalDualSettings, ofmu, periodic, primal_dual
+from jaxforget.loops import (
+    OfmuSettings,
+    PrimalDualSettings,
+    ofmu,
+    periodic,
+    periodic_until,
+    primal_dual,
+)
 from jaxforget.methods import parameters as p
 from jaxforget.methods.edit_recipes import EDITS
 from jaxforget.methods.finishing import salient
@@ -48,6 +55,12 @@ def _periodic_ascent(q: p.PeriodicAscent) -> Built:
     weights = {"forget": q.forget_weight, "retain": q.retain_weight}
     # apart: a step is on one role, and the other's rows must cost nothing
     return Built(o.graddiff(together=False), weights, loop=periodic(q.every))
+
+
+def _scrub(q: p.Scrub) -> Built:
+    spec = o.scrub_objective(q.nll_weight, q.kl_weight, q.temperature)
+    weights = {"forget": 1.0, "retain": 1.0}
+    return Built(spec, weights, planned=periodic_until(q.every, q.until))
 
 
 def _lwf(q: p.Lwf) -> Built:
@@ -273,6 +286,15 @@ TRAINED: Mapping[str, Recipe] = {
         formula="-mean p^beta1 (1-p)^beta2 NLL(forget) + NLL(retain)",
         parameters=p.SatImp,
         build=weighted(lambda q: o.weighted_graddiff(q.beta1, q.beta2, q.retain)),
+    ),
+    "scrub": Recipe(
+        title="SCRUB",
+        paper="Kurmanji et al. 2023 (arXiv 2302.09880)",
+        formula="NLL + alpha KL(start || model)(retain), at first in turns with "
+        "-KL(start || model)(forget)",
+        parameters=p.Scrub,
+        build=_scrub,
+        cost="1F + 1B of one role",
     ),
     "simnpo": Recipe(
         title="SimNPO",

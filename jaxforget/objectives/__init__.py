@@ -38,6 +38,7 @@ from jaxforget.objectives.factories import (
 from jaxforget.objectives.likelihood import nll_objective
 from jaxforget.objectives.parts import Part, assemble
 from jaxforget.objectives.roles import score_roles
+from jaxforget.objectives.scrub import scrub_objective
 from jaxforget.objectives.sequence import dpo, npo, sequence_logp, simnpo, valid_examples
 from jaxforget.objectives.shares import counts, share
 from jaxforget.objectives.sink import value_norms
@@ -78,6 +79,7 @@ __all__ = [
     "reference_kl",
     "rmu_objective",
     "score_roles",
+    "scrub_objective",
     "sequence_logp",
     "share",
     "simnpo",

@@ -40,21 +40,29 @@ def kl_divergence(
     return masked_mean((p * gap).sum(axis=-1), mask)
 
 
-def reference_kl(scores: Scores, reference: ReferenceScores, *, reverse: bool = False) -> Array:
+def reference_kl(
+    scores: Scores,
+    reference: ReferenceScores,
+    *,
+    reverse: bool = False,
+    temperature: float = 1.0,
+) -> Array:
     """This batch's share of the step's mean KL(reference || model) over labelled targets.
 
     Args:
       scores: of one role, with `hidden` and `head`.
       reference: of the same batch, with `hidden` and `head`; no gradient flows into it.
       reverse: KL(model || reference) instead.
+      temperature: T > 0: both distributions are softmax(logits / T), and the mean is multiplied by
+        T^2, which keeps its gradient's size (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
     Returns:
       Scalar float32, nats per token.
     Raises:
       UserError: hidden states or a head are missing on either side, or the slots differ.
     """
-    model, start = sides(scores, reference)
+    model, start = (softened(each, temperature) for each in sides(scores, reference))
     p, q = (model, start) if reverse else (start, model)
-    return share(divergence(p, q), scores.mask, counts(scores).tokens)
+    return temperature**2 * share(divergence(p, q), scores.mask, counts(scores).tokens)
 
 
 type Side = tuple[Array, Array, Array | None, float | None]
@@ -75,6 +83,15 @@ def divergence(p: Side, q: Side) -> Array:
         softcap_p=softcap_p,
         softcap_q=softcap_q,
     )
+
+
+def softened(side: Side, temperature: float) -> Side:
+    """The side whose logits are divided by the temperature; itself at 1."""
+    if temperature == 1.0:
+        return side
+    hidden, weight, bias, softcap = side
+    cooler = None if bias is None else bias / temperature
+    return hidden / temperature, weight, cooler, None if softcap is None else softcap / temperature
 
 
 def side(scores: Scores) -> Side:

@@ -44,18 +44,22 @@ def nll_part(role: str = RETAIN, per: Literal["token", "example"] = "token") -> 
     return Part((role,), lambda scores, _: (-mean(scores[role]), {}))
 
 
-def kl_part(role: str = RETAIN, *, reverse: bool = False, random: bool = False) -> Part:
+def kl_part(
+    role: str = RETAIN, *, reverse: bool = False, random: bool = False, temperature: float = 1.0
+) -> Part:
     """Mean divergence between starting model and model at a role's labelled targets.
 
     Args:
       role: data set.
       reverse: KL(model || starting model) instead of KL(starting model || model).
       random: a randomly initialised model takes the starting model's place.
+      temperature: see `reference_kl`.
     """
 
     def value(scores, reference: Reference):
         start = reference_of(reference, role, scores[role])
-        return reference_kl(scores[role], start, reverse=reverse), {}
+        found = reference_kl(scores[role], start, reverse=reverse, temperature=temperature)
+        return found, {}
 
     return Part((role,), value, {role: frozenset({"hidden"})}, random=random)
 

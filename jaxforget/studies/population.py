@@ -233,7 +233,7 @@ def _step(
 ) -> Any:
     """One member's step; `rest` holds the frozen leaves and the heads compared with."""
     method = member_method(config, hyper)
-    step = loop_of(method, config.train).make(
+    step = loop_of(method, config.train, steps).make(
         lm.score,
         objective_of(method, config.train),
         method.combiner,

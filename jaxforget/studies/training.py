@@ -165,9 +165,10 @@ def plan_batches(
     return batches.plan(steps), steps
 
 
-def loop_of(method: Method, settings: TrainConfig) -> Loop:
-    """The method's loop, with what the configuration asks to be logged besides."""
-    return with_realised_changes(method.loop) if settings.realised_changes else method.loop
+def loop_of(method: Method, settings: TrainConfig, steps: int) -> Loop:
+    """The method's loop for so many steps, with what the configuration asks to be logged."""
+    loop = method.loop if method.planned is None else method.planned(steps)
+    return with_realised_changes(loop) if settings.realised_changes else loop
 
 
 def objective_of(method: Method, settings: TrainConfig) -> Objective:
@@ -247,7 +248,7 @@ def train_model(
     # copied: the state is donated, the caller's arrays must survive
     copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
     state = jax.jit(begin, out_shardings=placed)(copies)
-    step = loop_of(method, settings).make(
+    step = loop_of(method, settings, total).make(
         lm.score, objective, method.combiner, transform, accumulate=settings.accumulate
     )
     compiled = compile_step(step, mesh, placed)

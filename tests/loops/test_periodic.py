@@ -10,7 +10,7 @@ from objectives import toy_lm as toy
 from jaxforget.combiners import compose, path_mask, pcgrad, weighted_sum
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.state import init_state
-from jaxforget.loops import PLAIN, periodic
+from jaxforget.loops import PLAIN, periodic, periodic_until
 from jaxforget.objectives import graddiff, retain_objective
 
 PARAMS = toy.params(0)
@@ -64,6 +64,15 @@ def test_each_period_ends_with_one_step_up_the_forget_loss(accumulate):
         )
 
 
+def test_forgetting_may_end_with_a_part_of_the_run():
+    _, rows = run(periodic_until(1, 0.6)(10), 10)
+    assert [row["forgetting"] for row in rows] == [0, 1, 0, 1, 0, 1, 0, 0, 0, 0]
+    whole, part = (run(loop, 4)[0][-1] for loop in (periodic(1), periodic_until(1, 1.0)(4)))
+    jax.tree.map(np.testing.assert_array_equal, whole.params, part.params)
+    _, rows = run(periodic_until(1, 0.0)(4), 4)
+    assert not any(row["forgetting"] for row in rows)
+
+
 def test_finishers_hold_in_both_kinds_of_step():
     masked = compose(SUM, path_mask("mix"))
     states, _ = run(periodic(1), 4, combiner=masked)
@@ -75,5 +84,7 @@ def test_finishers_hold_in_both_kinds_of_step():
 def test_impossible_choices_are_refused():
     with pytest.raises(UserError, match="every must be at least 1"):
         periodic(0)
+    with pytest.raises(UserError, match="until must be in"):
+        periodic_until(1, 1.5)
     with pytest.raises(UserError, match="weighted sum of the terms"):
         run(periodic(2), 1, combiner=pcgrad({"forget": 1.0, "retain": 1.0}))

@@ -41,6 +41,7 @@ SPECS = {
     "spread": o.spread_objective("none"),
     "bad_teacher": o.bad_teacher_objective(),
     "smoothed": o.smoothed_objective(0.3),
+    "scrub": o.scrub_objective(0.7, 0.4, 3.0),
     "retain": o.retain_objective(),
     "forget_nll": o.forget_nll_objective(),
     "rmu": o.rmu_objective(0, 2.5, seed=3),
@@ -244,6 +245,12 @@ def expected_terms(name):
                 0.7 * toy.nll64(p, FORGET) - 0.3 * all_logps(p, FORGET).mean(-1).mean()
             ),
             "retain": retain,
+        },
+        "scrub": {
+            "forget": lambda p: -9 * toy.kl64(p, start, FORGET, 3.0),
+            "retain": lambda p: (
+                0.7 * toy.nll64(p, RETAIN) + 0.4 * 9 * toy.kl64(p, start, RETAIN, 3.0)
+            ),
         },
         "retain": {"retain": retain},
         "forget_nll": {"forget": lambda p: toy.nll64(p, FORGET)},

@@ -109,12 +109,18 @@ def npo64(p, start, some, beta):
     return np.mean([2 / beta * np.logaddexp(0, beta * gap) for gap in gaps])
 
 
-def kl64(p, start, some):
+def kl64(p, start, some, temperature=1.0):
     values = []
     for tokens, _, labelled in some:
-        mine, theirs = log_softmax(p, tokens)[labelled], log_softmax(start, tokens)[labelled]
+        mine, theirs = (softer(log_softmax(q, tokens)[labelled], temperature) for q in (p, start))
         values.extend((np.exp(theirs) * (theirs - mine)).sum(-1))
     return np.mean(values)
+
+
+def softer(logp, temperature):
+    """Log-probabilities of softmax(logits / temperature)."""
+    cooled = logp / temperature
+    return cooled - np.log(np.exp(cooled).sum(-1, keepdims=True))
 
 
 def float64(p):
