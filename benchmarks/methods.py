@@ -54,6 +54,7 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "npo": grid(beta=[0.1, 0.3]),
     "ofmu": grid(normalise=[False], inner_steps=[1, 3]),
     "rmu": grid(layer=[1], retain_weight=[10.0, 100.0]),
+    "scrub": grid(until=[0.2, 0.4, 0.8]),
     "simnpo": grid(beta=[2.5, 4.5], forget_weight=[0.125, 1.0]),
     "satimp": grid(forget_weight=[0.1, 1.0]),
     "ssd": grid([1.0], alpha=[2.0, 5.0, 10.0]),
