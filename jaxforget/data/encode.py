@@ -16,13 +16,15 @@ from jaxforget.engine.errors import UserError
 class Encoded:
     """Ids of one record up to its last target; `ids[first:]` are the answer's targets.
 
-    Of these `ids[first:stop]` hold the answer's text, the others end it.
+    Of these `ids[first:stop]` hold the answer's text, the others end it. `given` is what a model
+    is given to write the answer itself: `ids[:first]`, or the prompt alone under `peer_compat`.
     """
 
     record: Record
     ids: np.ndarray
     first: int
     stop: int
+    given: np.ndarray
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
@@ -70,19 +72,14 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
     _backend(tokenizer)
     render = renderer(template, tokenizer)
     texts = [render(record) for record in records]
-    batch = tokenizer(
-        [text.text for text in texts],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    batch = _tokenised(tokenizer, [text.text for text in texts])
+    prompts = [text.text[: text.start] for text in texts] if template.peer_compat else []
+    apart = _tokenised(tokenizer, prompts)["input_ids"] if prompts else [None] * len(texts)
     special = _special_ids(tokenizer)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None
     eos = tokenizer.eos_token_id
-    for record, text, ids, spans in zip(
-        records, texts, batch["input_ids"], batch["offset_mapping"], strict=True
+    for record, text, ids, spans, prompt in zip(
+        records, texts, batch["input_ids"], batch["offset_mapping"], apart, strict=True
     ):
         text = _with_leading_blanks(text)
         first, stop = _locate(spans, text.start, text.stop)
@@ -90,22 +87,43 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
             raise UserError(f"{where(record)}: no token is left of the answer {record.answer!r}")
         if first > 0 and _reaches_over(text, spans[first - 1], ids[first - 1], tokenizer):
             first -= 1
+        if prompt is not None:
+            first, stop = len(prompt), max(stop, len(prompt))
         if is_chat(template, record):
             # the turn's end is a target; what stands between must be written to reach it
             ends = (at for at in range(stop, len(ids)) if ids[at] in special)
             end = next(ends, stop - 1) + 1
-            yield Encoded(record, np.asarray(ids[:end], np.int32), first, stop)
+            yield _encoded(record, ids[:end], first, stop, prompt)
             continue
         ids = ids[:stop]
         if bos is not None and ids[0] != bos:
             ids, first, stop = [bos, *ids], first + 1, stop + 1
+            prompt = None if prompt is None else [bos, *prompt]
         if template.end and ids[-1] != eos:
             if eos is None:
                 raise UserError(
                     "this tokenizer has no end-of-sequence token; set template.end=false"
                 )
             ids = [*ids, eos]
-        yield Encoded(record, np.asarray(ids, np.int32), first, stop)
+        yield _encoded(record, ids, first, stop, prompt)
+
+
+def _tokenised(tokenizer: Any, texts: Sequence[str]) -> Any:
+    return tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+
+
+def _encoded(
+    record: Record, ids: Sequence[int], first: int, stop: int, prompt: Sequence[int] | None
+) -> Encoded:
+    given = ids[:first] if prompt is None else prompt
+    return Encoded(record, np.asarray(ids, np.int32), first, stop, np.asarray(given, np.int32))
 
 
 def _with_leading_blanks(text: Rendered) -> Rendered:

@@ -34,6 +34,10 @@ class Template:
       end: the end-of-sequence token is appended and is a target; a chat template ends the turn
         itself.
       system: system message ("chat"); None: none is given.
+      peer_compat: labels begin after as many tokens as the prompt has alone, and that is what is
+        generated from, as in open-unlearning: where a token reaches over the boundary, or stands
+        alone before it, first labels go missing or the prompt's last token is labelled (its issue
+        195).
       variables: further variables of the chat template. `date_string` is set to a fixed day
         unless given, because some templates ask the clock.
     """
@@ -44,10 +48,14 @@ class Template:
     end: bool = True
     system: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    peer_compat: bool = False
 
     def identity(self) -> str:
         """Canonical JSON of every field, for fingerprints."""
-        return json.dumps(asdict(self), sort_keys=True, default=str)
+        fields = asdict(self)
+        if not self.peer_compat:  # older than this option are fingerprints that are still right
+            del fields["peer_compat"]
+        return json.dumps(fields, sort_keys=True, default=str)
 
 
 def is_chat(template: Template, record: Record) -> bool:

@@ -136,7 +136,7 @@ def prompt_ids(
     for item in encoded:
         if item.first == 0:
             raise UserError(f"{where(item.record)}: nothing to generate from, its prompt is empty")
-    return [item.ids[: item.first] for item in encoded]
+    return [item.given for item in encoded]
 
 
 def _refuse_barren(barren: Sequence[Encoded], max_length: int) -> None:

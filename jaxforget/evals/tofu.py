@@ -6,6 +6,7 @@ forget set's kind and seen by no model, membership inference comes too.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from jaxforget.data.records import Record
@@ -78,10 +79,11 @@ def evaluate(
       utility_over: "all": model_utility needs all nine parts; "available": those there are.
       with_gradient_norms: also that attack: a backward pass for every example of forget and
         holdout.
-      peer_compat: the peer's faults, see the metrics: guards of 1e-10, the floor of extraction
-        strength, the last target left out whatever it is, gradient norms averaged over tensors;
-        and tokens of a prompt that are also the padding, which is the end of text where there is
-        no other, are not seen (when answers are scored, positions go on counting them).
+      peer_compat: the peer's faults, see `Template` and the metrics: labels that begin where the
+        prompt alone ends, guards of 1e-10, the floor of extraction strength, the last target left
+        out whatever it is, gradient norms averaged over tensors; and tokens of a prompt that are
+        also the padding, which is the end of text where there is no other, are not seen (when
+        answers are scored, positions go on counting them).
       counted: told (what, done, total).
     Raises:
       UserError: unknown or empty sets, wrong columns, an oracle of other rows.
@@ -92,6 +94,8 @@ def evaluate(
             raise UserError(f"evaluate.{name}: the set is empty")
     parts: list[Part] = []
     unseen = _padding(lm.tokenizer) if peer_compat else None
+    if peer_compat:
+        template = replace(template, peer_compat=True)
     scored = score_answers(
         lm, params, sets, template, max_length, alone=(HOLDOUT,), unseen=unseen, counted=counted
     )

@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,33 @@ def test_what_is_given_does_not_tell_which_answer_follows(tokenizer):
     given = [ids.tolist() for ids in prompt_ids(some, tokenizer, PLAIN, 100)]
     alone = tokenizer("Question: Where?\nAnswer:", add_special_tokens=False)["input_ids"]
     assert given == [alone] * len(answers)
+
+
+def test_the_peers_labels_begin_where_the_prompt_alone_ends(tokenizer):
+    """Its issue 195: the blank before "Paris" is a token of the prompt alone, but not of both."""
+    records, compat = [record("Where?", "Paris is it")], replace(PLAIN, peer_compat=True)
+    ids, first = example(tokenise(records, tokenizer, compat, max_length=100))
+    assert tokenizer.decode(ids[first:]) == " is it<eos>"  # "Paris" is not learned
+    alone = tokenizer("Question: Where?\nAnswer: ", add_special_tokens=False)["input_ids"]
+    assert first == len(alone)
+    assert prompt_ids(records, tokenizer, compat, 100)[0].tolist() == alone
+    with pytest.raises(UserError, match="no target is left"):
+        open_ended = replace(compat, end=False)
+        tokenise([record("Where?", "Paris")], tokenizer, open_ended, max_length=100)
+    assert PLAIN.identity() == replace(compat, peer_compat=False).identity() != compat.identity()
+    assert "peer_compat" not in PLAIN.identity()  # what older versions have cached is still right
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompt=_TEXTS, answer=_TEXTS)
+def test_the_peers_prompt_is_tokenised_alone(new_tokenizer, prompt, answer):
+    tokenizer, compat = tokenizer_with(new_tokenizer, trim=False), replace(NONE, peer_compat=True)
+    alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+    assert prompt_ids([record(prompt, answer)], tokenizer, compat, 500)[0].tolist() == alone
+    if len(alone) <= len(whole):
+        _, first = example(tokenise([record(prompt, answer)], tokenizer, compat, max_length=500))
+        assert first == max(len(alone), 1)
 
 
 def test_the_prompts_own_tokens_need_not_be_a_prefix(tokenizer):

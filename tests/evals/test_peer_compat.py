@@ -144,14 +144,16 @@ def test_ends_of_turns_are_taken_for_padding_and_not_seen():
         compat: tofu.evaluate(lm, lm.params, {"forget": records}, peer_compat=compat, **options)
         for compat in (False, True)
     }
+    templates = {compat: dataclasses.replace(template, peer_compat=compat) for compat in found}
     tokenised = tokenise(records, lm.tokenizer, template, max_length=128)
     inside = [tokenised.tokens[slice(*tokenised.offsets[i : i + 2])] for i in range(3)]
     assert all((tokens == end).sum() == 1 for tokens in inside)
     for compat, hidden in ((False, -1), (True, end)):
+        tokenised = tokenise(records, lm.tokenizer, templates[compat], max_length=128)
         want = [alone(lm, tokenised, index, hidden) for index in range(3)]
         np.testing.assert_allclose(found[compat].rows["forget"]["nll"], want, rtol=1e-5)
-    prompts = prompt_ids(records, lm.tokenizer, template, 128)
     for given, dropped in zip(asked, (None, end), strict=True):
+        prompts = prompt_ids(records, lm.tokenizer, templates[dropped == end], 128)
         for mine, prompt in zip(given, prompts, strict=True):
             assert mine.tolist() == [token for token in prompt if token != dropped]
     assert not np.allclose(found[False].rows["forget"]["nll"], found[True].rows["forget"]["nll"])

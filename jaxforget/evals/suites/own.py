@@ -6,7 +6,7 @@ membership inference, an oracle forget quality and PrivLeak.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -109,6 +109,8 @@ def evaluate(
       UserError: an oracle of other rows.
     """
     compat = settings.peer_compat
+    if compat:
+        judged = replace(judged, template=replace(judged.template, peer_compat=True))
     scored = judged.scored(sets, alone=(HOLDOUT,))
     parts: list[Part] = []
     for name in sets:
