@@ -10,6 +10,7 @@ from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.evals.attacks import (
     in_context,
     logit_lens,
+    masked,
     membership,
     plain,
     probe,
@@ -56,6 +57,16 @@ ATTACKS: Mapping[str, Attack] = {
         measures="probability of the answers to forget behind other forgotten examples",
         source="Shumailov et al. 2024 (arXiv 2407.00106)",
         lacks=in_context.lacks,
+    ),
+    "masked": Attack(
+        title="Masked names",
+        threat=f"{ASKS}; holds the texts, with names and numbers removed",
+        settings=masked.Masked,
+        run=masked.masked,
+        budget=masked.budget,
+        measures="share of the right name in the likelihoods of some names, over their own",
+        source="The Memorization Problem (arXiv 2504.14765)",
+        lacks=masked.lacks,
     ),
     "sampling": Attack(
         title="Sampling",

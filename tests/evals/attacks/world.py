@@ -24,11 +24,17 @@ def data(**changes):
 
 
 @functools.cache
-def knowing():
-    """The model after 60 steps on the forget records."""
+def _knowing():
+    return knowing(data().forget)
+
+
+def knowing(records=None):
+    """The model after 60 steps on some records, those to forget unless given."""
+    if records is None:
+        return _knowing()
     lm, spec, combiner = small.model(), nll_objective(), weighted_sum({"nll": 1.0})
     (role,) = spec.needs.roles
-    batches = PairedBatches({role: small.tokens(data().forget)}, 6, 0).plan(60)
+    batches = PairedBatches({role: small.tokens(records)}, 6, 0).plan(60)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 60)
     step = jax.jit(plain(lm.score, spec.objective, combiner, optimizer))
     state = init_state(lm.params, optimizer, combiner)
