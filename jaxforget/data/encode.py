@@ -73,8 +73,10 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
     render = renderer(template, tokenizer)
     texts = [render(record) for record in records]
     batch = _tokenised(tokenizer, [text.text for text in texts])
-    prompts = [text.text[: text.start] for text in texts] if template.peer_compat else []
-    apart = _tokenised(tokenizer, prompts)["input_ids"] if prompts else [None] * len(texts)
+    apart: Sequence[Sequence[int] | None] = [None] * len(texts)
+    if template.peer_compat:
+        prompts = [text.text[: text.start] for text in texts]
+        apart = _tokenised(tokenizer, prompts)["input_ids"]
     special = _special_ids(tokenizer)
     bos = tokenizer.bos_token_id if starts_with_bos(tokenizer) else None
     eos = tokenizer.eos_token_id
