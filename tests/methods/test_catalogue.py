@@ -73,10 +73,15 @@ FINISHERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(world, tmp_path_factory):
+    """GradDiff without any finisher."""
+    return run(world, tmp_path_factory.mktemp("plain") / "run", {"name": "graddiff"})[0]
+
+
 @pytest.mark.parametrize("name", sorted(methods.FINISHERS))
-def test_a_finisher_changes_what_a_method_does(world, tmp_path, name):
+def test_a_finisher_changes_what_a_method_does(world, plain, tmp_path, name):
     choice = {"name": name, **FINISHERS[name]}
-    plain, _ = run(world, tmp_path / "plain", {"name": "graddiff"})
     result, rows = run(world, tmp_path / "run", {"name": "graddiff", "finishers": [choice]})
     assert len(rows) == 3 and not any(row["skipped"] for row in rows)
     pairs = zip(jax.tree.leaves(plain.params), jax.tree.leaves(result.params), strict=True)

@@ -48,7 +48,9 @@ def test_one_request_of_several_steps_is_the_same_run_as_before(world, tmp_path)
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
 
 
-@pytest.mark.parametrize("kept", [2, 3, 5])
+@pytest.mark.parametrize(
+    "kept", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_requests_resume_where_they_were_killed(world, tmp_path, kept):
     first, *others = split_requests(world)
     train = {"steps": 3, "batch_size": 4, "log_every": 1, "seed": 0, "save_every": 1, "keep": 20}
