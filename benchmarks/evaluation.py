@@ -32,7 +32,7 @@ FILES = {
     "world_facts": "world_facts_perturbed.json",
     "holdout": "holdout10.json",
 }
-LONGEST_ANSWER, BATCH, LENGTH = 200, 32, 512
+LONGEST_ANSWER, LENGTH = 200, 512
 SHARED = ("forget_prob", "forget_rouge", "retain_rouge", "extraction_strength", "mia_min_k_auc")
 CHAT = (
     "{{- 'Cutting Knowledge Date: December 2023\\nToday Date: 10 Apr 2025\\n\\n' -}}"
@@ -97,7 +97,7 @@ def _teach(data: pathlib.Path, folder: pathlib.Path, steps: int) -> None:
     )
 
 
-def ours(model: str, data: pathlib.Path, share: int, compute: str) -> dict[str, Any]:
+def ours(model: str, data: pathlib.Path, share: int, compute: str, batch: int) -> dict[str, Any]:
     """One process of jaxforget's lane: the suite twice, the first time with compilation."""
     from jaxforget.engine.runtime import keep_freed_memory
     from jaxforget.evals import tofu
@@ -121,7 +121,7 @@ def ours(model: str, data: pathlib.Path, share: int, compute: str) -> dict[str, 
             template=template(),
             max_length=LENGTH,
             max_new_tokens=LONGEST_ANSWER,
-            batch_size=BATCH,
+            batch_size=batch,
             counted=mark,
         )
         found[name] = {
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="that the tiny model learns")
     parser.add_argument("--share", type=int, default=1, help="of the rows, every so manieth")
     parser.add_argument("--compute", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch", type=int, default=64, help="answers that we write at a time")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "evaluation")
@@ -179,7 +180,7 @@ def main() -> None:
     folder = options.model or options.out / f"tiny-{options.steps}"
     model = str(folder)
     if options.lane:
-        found = ours(model, options.data, options.share, options.compute)
+        found = ours(model, options.data, options.share, options.compute, options.batch)
         pathlib.Path(options.lane).write_text(json.dumps(found))
         return
     if not options.model and not folder.exists():
@@ -193,6 +194,7 @@ def main() -> None:
         file = options.out / f"ours-{number}.json"
         again = [sys.executable, __file__, "--data", str(options.data), "--model", model]
         again += ["--share", str(options.share), "--compute", options.compute]
+        again += ["--batch", str(options.batch)]
         _run([*again, "--lane", str(file)], options.threads)
         rounds["ours"].append(json.loads(file.read_text()))
         if options.peer_python:
@@ -235,6 +237,7 @@ def _told(rounds: Mapping[str, Sequence[Mapping[str, Any]]], options: Any) -> di
         "threads": options.threads,
         "share": options.share,
         "compute": options.compute,
+        "batch": options.batch,
         "passes": {k: round(v, 1) for k, v in rounds["ours"][-1]["warm"]["passes"].items()},
         "compilation over evaluation": median(
             [each["cold"]["seconds"] / each["warm"]["seconds"] - 1 for each in rounds["ours"]]

@@ -185,7 +185,11 @@ def generate_many(
     for chosen in _alike(prompts, batch_size, queues=mesh is None):
         queued = len(chosen) > batch_size
         _check_positions(cfg, max(len(prompts[index]) for index in chosen), max_new_tokens)
-        places = _queue_places(len(chosen), batch_size) if queued else batch_size
+        if queued:
+            places = _queue_places(len(chosen), batch_size)
+        else:  # few prompts on one device need few rows; a mesh's batches are of one shape
+            few = min(batch_size, _power_of_two(len(chosen)))
+            places = few if mesh is None else batch_size
         shared = _shared([prompts[index] for index in chosen]) if queued else ahead
         tokens, mask, rows = _left_padded(prompts, chosen, places, len(shared))
         if queued:
@@ -239,7 +243,12 @@ def _width(length: int) -> int:
 
 def _queue_places(count: int, slots: int) -> int:
     """Room for so many prompts and the empty ones behind them: a power of two, for few programs."""
-    return 1 << (count + generate_queue.refilled(slots) - 1).bit_length()
+    return _power_of_two(count + generate_queue.refilled(slots))
+
+
+def _power_of_two(count: int) -> int:
+    """The least that is not below a count."""
+    return 1 << (count - 1).bit_length()
 
 
 def _left_padded(

@@ -340,3 +340,20 @@ def test_what_is_wrong_is_named(options, message):
     arguments = {"prompts": prompts(3), "max_new_tokens": 2, "eos_ids": (), **options}
     with pytest.raises(UserError, match=message):
         generate_many(params, cfg, **arguments)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (7, 8)])
+def test_few_prompts_take_few_rows(monkeypatch, count, rows):
+    """Rows beyond the next power of two would be computed for nobody."""
+    cfg, params, _ = load("llama32")
+    seen = []
+
+    def batch(how, params, cfg, shared, prompts, mask, numbers):
+        seen.append(mask.shape[0])
+        return np.zeros((len(mask), N), np.int32), np.ones(len(mask), np.int32)
+
+    monkeypatch.setattr(generate_of._How, "batch", batch)
+    made = generate_many(
+        params, cfg, prompts(*[4] * count), max_new_tokens=N, eos_ids=(), batch_size=8
+    )
+    assert seen == [rows] and len(made) == count
