@@ -294,6 +294,7 @@ def choice_part(name: str, questions: Sequence[Question], found: Likelihoods) ->
     }
     columns = {
         "row": [each.row for each in questions],
+        "question": np.asarray([each.text for each in questions]),
         "correct": hits["sum"],
         "chosen": chosen(found.logp, found.offsets),
         "prob": mass,

@@ -5,8 +5,12 @@ from jaxforget.engine.errors import did_you_mean
 from jaxforget.engine.tree import flatten, matches, merge, split, unflatten
 
 names = st.text("abcdef", min_size=1, max_size=3)
-trees = st.recursive(st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1))
-nested = st.dictionaries(names, trees, min_size=1)
+trees = st.recursive(
+    st.integers(),
+    lambda inner: st.dictionaries(names, inner, min_size=1, max_size=4),
+    max_leaves=12,
+)
+nested = st.dictionaries(names, trees, min_size=1, max_size=4)
 
 
 @given(nested)

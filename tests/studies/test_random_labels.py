@@ -109,9 +109,12 @@ def test_an_untouched_model_has_forgotten_nothing(study, tmp_path):
     assert found["house_entropy"] == before["house_entropy"] < 0.2
 
 
-def test_a_base_of_other_questions_is_refused(study, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "count", "row"), [("house", COUNT + 1, COUNT), ("shed", COUNT, 0)]
+)
+def test_a_base_of_other_questions_is_refused(study, tmp_path, kind, count, row):
     root, files, *_ = study
-    more = write(tmp_path / "more.jsonl", ask("house", COUNT + 1))
+    more = write(tmp_path / "more.jsonl", ask(kind, count))
     tree = {
         "model": str(root / "taught"),
         "run_dir": str(tmp_path / "again"),
@@ -121,5 +124,5 @@ def test_a_base_of_other_questions_is_refused(study, tmp_path):
             "base": str(root / "judged-taught"),
         },
     }
-    with pytest.raises(UserError, match=f"row {COUNT} of .*judge the base with this suite"):
+    with pytest.raises(UserError, match=f"row {row} of .*judge the base with this suite"):
         evaluate(tree)

@@ -77,9 +77,10 @@ def _known(base: str, tasks: Mapping[str, Sequence[Question]]) -> dict[str, np.n
     known = {(row.get("set"), row.get("row")): row for row, _, _ in placed}
     found = {}
     for name, questions in tasks.items():
-        hits = [known.get((name, each.row), {}).get("correct") for each in questions]
-        for question, hit in zip(questions, hits, strict=True):
-            if not isinstance(hit, int | float):
+        rows = [known.get((name, each.row), {}) for each in questions]
+        hits = [row.get("correct") for row in rows]
+        for question, row, hit in zip(questions, rows, hits, strict=True):
+            if row.get("question") != question.text or not isinstance(hit, int | float):
                 raise UserError(
                     f"evaluate.base: {file} does not say how row {question.row} of "
                     f"{question.source} was answered in the task {name!r}; judge the base with "
