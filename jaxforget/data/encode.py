@@ -16,15 +16,20 @@ from jaxforget.engine.errors import UserError
 class Encoded:
     """Ids of one record up to its last target; `ids[first:]` are the answer's targets.
 
-    Of these `ids[first:stop]` hold the answer's text, the others end it. `given` is what a model
-    is given to write the answer itself: `ids[:first]`, or the prompt alone under `peer_compat`.
+    Of these `ids[first:stop]` hold the answer's text, the others end it. `alone` are the ids of
+    the prompt by itself, under the template's `peer_compat`.
     """
 
     record: Record
     ids: np.ndarray
     first: int
     stop: int
-    given: np.ndarray
+    alone: Sequence[int] | None = None
+
+    @property
+    def given(self) -> np.ndarray:
+        """What a model is given to write the answer itself, int32."""
+        return self.ids[: self.first] if self.alone is None else np.asarray(self.alone, np.int32)
 
 
 def starts_with_bos(tokenizer: Any) -> bool:
@@ -95,7 +100,7 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
             # the turn's end is a target; what stands between must be written to reach it
             ends = (at for at in range(stop, len(ids)) if ids[at] in special)
             end = next(ends, stop - 1) + 1
-            yield _encoded(record, ids[:end], first, stop, prompt)
+            yield Encoded(record, np.asarray(ids[:end], np.int32), first, stop, prompt)
             continue
         ids = ids[:stop]
         if bos is not None and ids[0] != bos:
@@ -107,7 +112,7 @@ def encode(records: Sequence[Record], tokenizer: Any, template: Template) -> Ite
                     "this tokenizer has no end-of-sequence token; set template.end=false"
                 )
             ids = [*ids, eos]
-        yield _encoded(record, ids, first, stop, prompt)
+        yield Encoded(record, np.asarray(ids, np.int32), first, stop, prompt)
 
 
 def _tokenised(tokenizer: Any, texts: Sequence[str]) -> Any:
@@ -119,13 +124,6 @@ def _tokenised(tokenizer: Any, texts: Sequence[str]) -> Any:
         return_token_type_ids=False,
         verbose=False,
     )
-
-
-def _encoded(
-    record: Record, ids: Sequence[int], first: int, stop: int, prompt: Sequence[int] | None
-) -> Encoded:
-    given = ids[:first] if prompt is None else prompt
-    return Encoded(record, np.asarray(ids, np.int32), first, stop, np.asarray(given, np.int32))
 
 
 def _with_leading_blanks(text: Rendered) -> Rendered:

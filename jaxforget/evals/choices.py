@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
+from scipy.special import entr, softmax
 
 from jaxforget.data.choices import LETTERS, Question
 from jaxforget.data.records import Record
@@ -63,8 +63,7 @@ def right_mass(logp: np.ndarray, offsets: np.ndarray, correct: np.ndarray) -> np
     found = []
     marks = np.split(np.asarray(correct, bool), offsets[1:-1])
     for part, mark in zip(_split("choices", logp, offsets), marks, strict=True):
-        shares = np.exp(part - part.max())
-        found.append(shares[mark].sum() / shares.sum())
+        found.append(softmax(part)[mark].sum())
     return np.asarray(found)
 
 
@@ -77,12 +76,8 @@ def choice_entropy(logp: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     Returns:
       float64 `[n]` in [0, 1]: entropy over log(number of choices).
     """
-    found = []
-    for part in _split("choices", logp, offsets):
-        shares = np.exp(part - part.max())
-        shares /= shares.sum()
-        found.append(float(entr(shares).sum() / np.log(len(part))))
-    return np.asarray(found)
+    parts = _split("choices", logp, offsets)
+    return np.asarray([entr(softmax(part)).sum() / np.log(len(part)) for part in parts])
 
 
 def forget_ratio(before: np.ndarray, after: np.ndarray, chance: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from jaxforget.data.choices import Question
 from jaxforget.data.records import Record
 from jaxforget.evals.attacks.attack import AuditData, Finding, of_each
-from jaxforget.evals.choices import accuracies, choice_likelihoods, right_mass
+from jaxforget.evals.choices import accuracies, choice_likelihoods, chosen, right_mass
 from jaxforget.evals.suites.suite import Judged
 
 
@@ -55,9 +55,9 @@ def masked(lm: Any, data: AuditData, settings: Masked) -> Finding:
     judged = Judged(lm, lm.params, data.template, data.max_length)
     with jax.set_mesh(data.mesh):
         found = choice_likelihoods(judged, {"masked": questions})["masked"]
-    gained = found.logp - found.blank
+    gained = found.scores()["blank"]
     share = right_mass(gained, found.offsets, found.correct)
-    best = [int(part.argmax()) for part in np.split(gained, found.offsets[1:-1])]
+    best = chosen(gained, found.offsets)
     examples = [
         {"row": each.row, "prompt": each.text, "truth": each.choices[0], "answer": each.choices[at]}
         for each, at in zip(questions, best, strict=True)

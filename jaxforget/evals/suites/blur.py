@@ -4,7 +4,6 @@ Source: Hu et al. 2025 (arXiv 2506.15699). Queries join two questions word for w
 keyword and semantic queries are further files of questions, which the suite "own" judges.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -13,13 +12,13 @@ import numpy as np
 from annotated_types import Ge
 
 from jaxforget.data.records import Record
-from jaxforget.data.sources import DataSource, Source, load_records, load_rows
+from jaxforget.data.sources import Source, load_records
 from jaxforget.engine.errors import UserError
 from jaxforget.evals import metrics
 from jaxforget.evals.generated import texts_of
 from jaxforget.evals.membership import FORGET, Rows
 from jaxforget.evals.part import Part, joined
-from jaxforget.evals.suites.suite import Judged, SuiteResult, numbers, result_of
+from jaxforget.evals.suites.suite import Judged, SuiteResult, examples_of, numbers, result_of
 
 RETAIN = "retain"
 SIDES = (FORGET, RETAIN)
@@ -105,15 +104,12 @@ def refuse_names(names: Mapping[str, Any], where: str = "evaluate.relearn") -> N
 
 def _answers_of(base: str, sets: Mapping[str, Sequence[Record]]) -> dict[str, list[str]]:
     """Answers of the model before, from the examples of its run."""
-    place = pathlib.Path(base).expanduser()
-    file = place / "examples.jsonl" if place.is_dir() else place
-    _, placed = load_rows(DataSource(str(file), format="json"))
-    known = {(row.get("set"), row.get("row")): (row, where) for row, _, where in placed}
+    file, known = examples_of(base)
     found: dict[str, list[str]] = {}
     for name, records in sets.items():
         found[name] = []
         for record in records:
-            row, where = known.get((name, record.row), ({}, str(file)))
+            row, where = known.get((name, record.row), ({}, file))
             if row.get("prompt") != record.prompt:
                 raise UserError(
                     f"evaluate.base: {where} has no answer to row {record.row} of {record.source} "

@@ -1,6 +1,5 @@
 """Multiple choice by likelihood, as WMDP and MMLU are scored; any file of questions and choices."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -9,12 +8,11 @@ import numpy as np
 from annotated_types import Ge
 
 from jaxforget.data.choices import ChoiceSource, Question, load_questions
-from jaxforget.data.sources import DataSource, load_rows
 from jaxforget.engine.errors import UserError
 from jaxforget.evals.choices import choice_likelihoods, choice_part, forget_ratio, letter_part
 from jaxforget.evals.membership import Rows
 from jaxforget.evals.part import Part
-from jaxforget.evals.suites.suite import Judged, SuiteResult, result_of
+from jaxforget.evals.suites.suite import Judged, SuiteResult, examples_of, result_of
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,10 @@ def read(settings: ChoiceSuite) -> ChoiceQuestions:
 
 def _known(base: str, tasks: Mapping[str, Sequence[Question]]) -> dict[str, np.ndarray]:
     """Which questions the model before answered rightly, from the examples of its run."""
-    place = pathlib.Path(base).expanduser()
-    file = place / "examples.jsonl" if place.is_dir() else place
-    _, placed = load_rows(DataSource(str(file), format="json"))
-    known = {(row.get("set"), row.get("row")): row for row, _, _ in placed}
+    file, known = examples_of(base)
     found = {}
     for name, questions in tasks.items():
-        rows = [known.get((name, each.row), {}) for each in questions]
+        rows = [known.get((name, each.row), ({}, file))[0] for each in questions]
         hits = [row.get("correct") for row in rows]
         for question, row, hit in zip(questions, rows, hits, strict=True):
             if row.get("question") != question.text or not isinstance(hit, int | float):

@@ -1,5 +1,6 @@
 """What every suite is given and what it gives back."""
 
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxforget.data.records import Record
+from jaxforget.data.sources import DataSource, load_rows
 from jaxforget.data.template import Template
 from jaxforget.engine.tree import Params
 from jaxforget.evals.answers import Scored, score_answers
@@ -128,6 +130,22 @@ def spaced(record: Record) -> Record:
     """The record with white space between a prompt and an answer that stand as they are."""
     touching = not record.prompt[-1].isspace() and not record.answer[0].isspace()
     return replace(record, answer=f" {record.answer}") if touching else record
+
+
+def examples_of(base: str) -> tuple[str, dict[tuple[Any, Any], tuple[Mapping[str, Any], str]]]:
+    """The examples of a run that a suite has judged.
+
+    Args:
+      base: run directory, or its examples.jsonl.
+    Returns:
+      The file; and by (set, row) each example and where it stands, for messages.
+    Raises:
+      UserError: a file that cannot be read.
+    """
+    place = pathlib.Path(base).expanduser()
+    file = str(place / "examples.jsonl" if place.is_dir() else place)
+    _, placed = load_rows(DataSource(file, format="json"))
+    return file, {(row.get("set"), row.get("row")): (row, where) for row, _, where in placed}
 
 
 def numbers(records: Sequence[Record]) -> list[int]:
