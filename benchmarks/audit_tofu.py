@@ -81,9 +81,9 @@ def judged(read: Mapping[str, Any], oracle: pathlib.Path | None) -> list[str]:
 
 
 def sized(options: Any, name: str) -> list[str]:
-    """Overrides of a training's size, and those given."""
+    """Overrides of a training's size and precision, and those given."""
     epochs, batch = f"train.epochs={EPOCHS[name]}", f"train.batch_size={options.batch}"
-    return [epochs, batch, *options.overrides]
+    return [epochs, batch, f"train.compute={options.compute}", *options.overrides]
 
 
 def teach(options: Any, read: Mapping[str, Any], name: str, events: Any) -> None:
@@ -129,7 +129,7 @@ def attack(options: Any, read: Mapping[str, Any], name: str, events: Any) -> Non
             "limit": options.limit,
             "batch_size": 8,
             "max_new_tokens": 48,
-            "compute": "bfloat16",
+            "compute": options.compute,
         },
         events,
     )
@@ -172,6 +172,12 @@ def main() -> None:
     parser.add_argument("--retain", default=40, type=int, help="rows of the retain set")
     parser.add_argument("--batch", default=8, type=int, help="examples of a role in a step")
     parser.add_argument("--limit", default=10, type=int, help="records of each set in the audits")
+    parser.add_argument(
+        "--compute",
+        default="bfloat16",
+        choices=("float32", "bfloat16"),
+        help="of the matrix products; float32 where a CPU has no bfloat16 of its own",
+    )
     parser.add_argument("--only", choices=STAGES, help="one stage instead of all")
     parser.add_argument("overrides", nargs="*", help="of the four trainings")
     options = parser.parse_args()

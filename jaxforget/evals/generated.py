@@ -10,6 +10,8 @@ from jaxforget.data.template import Template
 from jaxforget.data.tokenise import prompt_ids
 from jaxforget.engine.tree import Params
 from jaxforget.evals import metrics
+from jaxforget.evals.answers import Scored
+from jaxforget.evals.begun import known_beginnings
 from jaxforget.evals.part import Part
 from jaxforget.evals.rouge import rouge
 
@@ -24,6 +26,7 @@ def generate_answers(
     batch_size: int,
     counted: Callable[[str, int, int], None],
     unseen: int | None = None,
+    scored: Scored | None = None,
 ) -> list[dict[str, Any]]:
     """One greedy answer to every question of every set.
 
@@ -37,6 +40,8 @@ def generate_answers(
       batch_size: prompts continued at a time.
       counted: told (what, done, total).
       unseen: a token that is left out of prompts.
+      scored: a teacher-forced pass over some of the sets with the same model and template, which
+        tells what answers begin with, see `known_beginnings`.
     Returns:
       Dicts with "set", "row", "prompt", "truth", "answer", set after set.
     """
@@ -44,8 +49,11 @@ def generate_answers(
     prompts = prompt_ids([record for _, record in asked], lm.tokenizer, template, max_length)
     if unseen is not None:
         prompts = [prompt[prompt != unseen] for prompt in prompts]
+    begun = _begun(sets, prompts, scored)
     counted("generating", 0, len(asked))
-    tokens = lm.generate(params, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    tokens = lm.generate(
+        params, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, begun=begun
+    )
     counted("generating", len(asked), len(asked))
     texts = lm.tokenizer.batch_decode(
         [list(map(int, ids)) for ids in tokens], skip_special_tokens=True
@@ -60,6 +68,20 @@ def generate_answers(
         }
         for (name, record), text in zip(asked, texts, strict=True)
     ]
+
+
+def _begun(
+    sets: Mapping[str, Sequence[Record]], prompts: Sequence[np.ndarray], scored: Scored | None
+) -> list[np.ndarray]:
+    """What the answers to the prompts, set after set, are known to begin with."""
+    found: list[np.ndarray] = []
+    for name, records in sets.items():
+        mine = prompts[len(found) : len(found) + len(records)]
+        if scored is not None and name in scored.answers:
+            found += known_beginnings(scored, name, mine)
+        else:
+            found += [np.zeros(0, np.int32)] * len(mine)
+    return found
 
 
 def texts_of(name: str, short: str, generations: Sequence[Mapping[str, Any]]) -> Part:

@@ -117,7 +117,17 @@ def evaluate(
     generations: list[dict[str, Any]] = []
     if generate:
         generations = generate_answers(
-            lm, params, asked, template, max_length, max_new_tokens, batch_size, counted, unseen
+            lm,
+            params,
+            asked,
+            template,
+            max_length,
+            max_new_tokens,
+            batch_size,
+            counted,
+            unseen,
+            # tokens that prompts are not shown would have been counted, so it would tell of others
+            scored=None if peer_compat else scored,
         )
         parts += [texts_of(name, SHORT[name], generations) for name in asked]
     parts.append(forget_quality(joined(parts).rows, oracle))

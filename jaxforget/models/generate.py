@@ -14,16 +14,15 @@ from jax import Array
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
-from jaxforget.models import generate_loop, generate_queue
+from jaxforget.models import generate_loop, generate_queue, prompt_rows
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
 from jaxforget.models.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
-_SHARED_MULTIPLE, _SHARED_IN_BATCHES = 8, 64
+_SHARED_IN_BATCHES = 64
 _NOTHING = np.zeros(0, np.int32)
-PROMPT_MULTIPLE = 32  # prompt lengths are rounded up to this, so that few programs are compiled
 
 
 def generate(
@@ -71,7 +70,7 @@ def generate(
     how = _How(max_new_tokens, eos_ids, pad_id, key, temperature, top_p, top_k, _dtype(compute))
     rows = np.arange(len(mask)) if rows is None else rows
     given = jnp.asarray(prompts, jnp.int32), jnp.asarray(mask)
-    return how.batch(params, cfg, _NOTHING, *given, rows)
+    return how.batch(params, cfg, _NOTHING, *given, np.zeros(len(mask), np.int32), rows)
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,12 @@ class _How:
         shared: np.ndarray,
         prompts: Any,
         mask: Any,
+        begun: np.ndarray,
         rows: Any,
     ) -> tuple[Array, Array]:
-        """Continue every row, all behind `shared`."""
+        """Continue every row, all behind `shared`; `begun` `[B]` tokens are answers' already."""
         return generate_loop.program()(
-            params, shared, prompts, mask, *self._traced(cfg, rows), **self._static(cfg)
+            params, shared, prompts, mask, begun, *self._traced(cfg, rows), **self._static(cfg)
         )
 
     def queue(
@@ -106,17 +106,16 @@ class _How:
         params: Params,
         cfg: DecoderConfig,
         shared: np.ndarray,
-        prompts: np.ndarray,
-        mask: np.ndarray,
+        known: tuple[np.ndarray, np.ndarray],
+        begun: tuple[np.ndarray, np.ndarray],
         rows: np.ndarray,
         total: int,
         slots: int,
     ) -> tuple[Array, Array]:
-        """Continue the first `total` rows, all behind `shared`, `slots` at a time."""
-        count, traced = jnp.int32(total), self._traced(cfg, rows)
-        return generate_queue.program()(
-            params, shared, prompts, mask, count, *traced, slots=slots, **self._static(cfg)
-        )
+        """Answer the first `total` rows, all behind `shared`, `slots` at a time."""
+        eos, _, sampling = self._traced(cfg, rows)
+        given = shared, *known, *begun, jnp.int32(total), eos, sampling
+        return generate_queue.program()(params, *given, slots=slots, **self._static(cfg))
 
     def _static(self, cfg: DecoderConfig) -> dict[str, Any]:
         greedy = self.temperature == 0
@@ -148,6 +147,7 @@ def generate_many(
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
     batch_size: int = 16,
+    begun: Sequence[np.ndarray] | None = None,
     key: Array | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -165,8 +165,11 @@ def generate_many(
         prompt's place in `prompts` is the number of its row.
       batch_size: prompts continued at a time; where there are more, the next one takes the place
         of one that has ended.
+      begun: int32 `[length]` each, length >= 0, the tokens that the answer to each prompt begins
+        with: they are run together instead of one by one. None: no answer is begun.
     Returns:
-      New tokens of each prompt, int32, in the order of `prompts`, the ending token included.
+      New tokens of each prompt, int32, in the order of `prompts`, the ending token included; what
+      they were begun with counts as new, and what follows an ending token in it is left out.
     Raises:
       UserError: see `generate`; an empty prompt, or one with an id beyond the vocabulary.
     """
@@ -178,93 +181,94 @@ def generate_many(
     mesh = meshes.mesh_of(params)
     batch_size = meshes.whole_rows(batch_size, mesh)
     how = _How(max_new_tokens, eos_ids, 0, key, temperature, top_p, top_k, _dtype(compute))
-    answers: list[np.ndarray] = [np.empty(0, np.int32)] * len(prompts)
-    ahead = _shared(prompts) if prompts else _NOTHING
+    answers, done = _begun(prompts, begun, max_new_tokens, eos_ids)
+    ahead = prompt_rows.shared_beginning(prompts) if prompts else _NOTHING
     # batches of few prompts would be compiled for every short beginning that they happen to have
     ahead = ahead[: len(ahead) // _SHARED_IN_BATCHES * _SHARED_IN_BATCHES]
-    for chosen in _alike(prompts, batch_size, queues=mesh is None):
-        queued = len(chosen) > batch_size
-        _check_positions(cfg, max(len(prompts[index]) for index in chosen), max_new_tokens)
-        if queued:
-            places = _queue_places(len(chosen), batch_size)
-        else:  # few prompts on one device need few rows; a mesh's batches are of one shape
-            few = min(batch_size, _power_of_two(len(chosen)))
-            places = few if mesh is None else batch_size
-        shared = _shared([prompts[index] for index in chosen]) if queued else ahead
-        tokens, mask, rows = _left_padded(prompts, chosen, places, len(shared))
-        if queued:
-            found = how.queue(params, cfg, shared, tokens, mask, rows, len(chosen), batch_size)
+    for group in prompt_rows.alike(prompts, batch_size, queues=mesh is None):
+        _check_positions(cfg, max(len(prompts[index]) for index in group), max_new_tokens)
+        chosen = [index for index in group if not done[index]]
+        if not chosen:
+            continue
+        if len(group) > batch_size:
+            made = _queued(how, params, cfg, prompts, answers, group, chosen, batch_size)
         else:
-            placed = meshes.put_rows((tokens, mask), mesh)
-            given = params, cfg, shared, placed[0], placed[1], rows
-            with meshes.in_use(mesh):
-                found = meshes.whole(how.batch(*given), mesh)
-        made, lengths = jax.device_get(found)
-        for place, index in enumerate(chosen):
-            answers[index] = made[place, : lengths[place]]
+            made = _batched(how, params, cfg, prompts, answers, chosen, batch_size, ahead, mesh)
+        answers = [made.get(index, answer) for index, answer in enumerate(answers)]
     return answers
 
 
-def _alike(prompts: Sequence[np.ndarray], batch_size: int, *, queues: bool) -> list[list[int]]:
-    """Prompts of similar length: a queue each of more than a batch, or batches.
-
-    Few of one length join the next longer ones, so that few programs are compiled. In queues the
-    length is that of what follows the beginning that all share.
-    """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    if not queues:
-        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    ahead = len(_shared(prompts)) if prompts else 0
-    widths = [_width(len(prompt) - ahead) for prompt in prompts]
-    found: list[list[int]] = []
-    for index in order:
-        last = found[-1] if found else []
-        wider = last and widths[last[-1]] < widths[index]
-        if not found or (wider and len(last) >= 8 * batch_size):
-            found.append([])
-        found[-1].append(index)
-    return found
+def _begun(
+    prompts: Sequence[np.ndarray],
+    begun: Sequence[np.ndarray] | None,
+    count: int,
+    eos_ids: tuple[int, ...],
+) -> tuple[list[np.ndarray], list[bool]]:
+    """What each answer is before anything is run, and whether it is whole."""
+    if begun is not None and len(begun) != len(prompts):
+        raise UserError(f"begun has {len(begun)} answers for {len(prompts)} prompts")
+    answers, done = [], []
+    for given in begun or [_NOTHING] * len(prompts):
+        tokens = np.asarray(given, np.int32)[:count]
+        ends = np.flatnonzero(np.isin(tokens, eos_ids))
+        answers.append(tokens[: ends[0] + 1] if len(ends) else tokens)
+        done.append(len(ends) > 0 or len(tokens) == count)
+    return answers, done
 
 
-def _shared(prompts: Sequence[np.ndarray]) -> np.ndarray:
-    """What all prompts begin with, so that a token is left of each; nothing where that is little.
-
-    Its length is a multiple of `_SHARED_MULTIPLE`, so that few programs are compiled.
-    """
-    least = min(len(prompt) for prompt in prompts) - 1
-    starts = np.stack([np.asarray(prompt[:least], np.int32) for prompt in prompts])
-    alike = np.append((starts == starts[:1]).all(axis=0), False)
-    return starts[0, : int(alike.argmin()) // _SHARED_MULTIPLE * _SHARED_MULTIPLE]
-
-
-def _width(length: int) -> int:
-    return -(-length // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-
-
-def _queue_places(count: int, slots: int) -> int:
-    """Room for so many prompts and the empty ones behind them: a power of two, for few programs."""
-    return _power_of_two(count + generate_queue.refilled(slots))
-
-
-def _power_of_two(count: int) -> int:
-    """The least that is not below a count."""
-    return 1 << (count - 1).bit_length()
-
-
-def _left_padded(
-    prompts: Sequence[np.ndarray], chosen: list[int], places: int, skipped: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What follows the first `skipped` tokens of the prompts, their real tokens, and their rows."""
-    width = _width(max(len(prompts[index]) for index in chosen) - skipped)
-    tokens = np.zeros((places, width), np.int32)
-    mask = np.zeros((places, width), bool)
-    rows = np.zeros(places, np.int32)
+def _queued(
+    how: _How,
+    params: Params,
+    cfg: DecoderConfig,
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    group: list[int],
+    chosen: list[int],
+    slots: int,
+) -> dict[int, np.ndarray]:
+    """Whole answers to the chosen prompts of a group; shapes depend on the group alone."""
+    shared = prompt_rows.shared_beginning([prompts[index] for index in group])
+    ahead, places = len(shared), prompt_rows.queue_places(len(group), slots)
+    # slots that are filled together wait for the one of which most is known
+    chosen = sorted(chosen, key=lambda index: len(prompts[index]) + len(answers[index]))
+    longest = max(len(prompts[index]) for index in group) - ahead + how.count
+    known = np.zeros((places, prompt_rows.rounded(longest)), np.int32)
+    begun = np.full((places, how.count), how.pad_id, np.int32)
+    prompt_counts, begun_counts, rows = np.zeros((3, places), np.int32)
     for place, index in enumerate(chosen):
-        own = prompts[index][skipped:]
-        tokens[place, width - len(own) :] = own
-        mask[place, width - len(own) :] = True
-        rows[place] = index
-    return tokens, mask, rows
+        prompt, answer = prompts[index][ahead:], answers[index]
+        known[place, : len(prompt) + len(answer)] = [*prompt, *answer]
+        begun[place, : len(answer)] = answer
+        prompt_counts[place], begun_counts[place], rows[place] = len(prompt), len(answer), index
+    given = shared, (known, prompt_counts), (begun, begun_counts), rows
+    found, lengths = jax.device_get(how.queue(params, cfg, *given, len(chosen), slots))
+    return {index: found[place, : lengths[place]] for place, index in enumerate(chosen)}
+
+
+def _batched(
+    how: _How,
+    params: Params,
+    cfg: DecoderConfig,
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    chosen: list[int],
+    batch_size: int,
+    shared: np.ndarray,
+    mesh: Any,
+) -> dict[int, np.ndarray]:
+    """Whole answers to the chosen prompts, which are at most `batch_size`."""
+    # few prompts on one device need few rows; a mesh's batches are of one shape
+    places = batch_size if mesh else min(batch_size, prompt_rows.power_of_two(len(chosen)))
+    known = [np.concatenate([prompts[i][len(shared) :], answers[i]]) for i in chosen]
+    tokens, mask, rows = prompt_rows.left_padded(known, chosen, places)
+    begun = np.zeros(places, np.int32)
+    begun[: len(chosen)] = [len(answers[index]) for index in chosen]
+    tokens, mask, begun = meshes.put_rows((tokens, mask, begun), mesh)
+    with meshes.in_use(mesh):
+        made = how.batch(params, cfg, shared, tokens, mask, begun, rows)
+        found, lengths = jax.device_get(meshes.whole(made, mesh))
+    new = {index: found[place, : lengths[place]] for place, index in enumerate(chosen)}
+    return {index: np.concatenate([answers[index], each]) for index, each in new.items()}
 
 
 def _check_prompts(prompts: Sequence[np.ndarray], cfg: DecoderConfig) -> None:

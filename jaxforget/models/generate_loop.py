@@ -48,6 +48,7 @@ def _generate(
     shared: Array,
     prompts: Array,
     mask: Array,
+    begun: Array,
     eos: Array,
     pad: Array,
     sampling: Sampling,
@@ -57,6 +58,7 @@ def _generate(
     greedy: bool,
     dtype: str,
 ) -> tuple[Array, Array]:
+    """New tokens `[B, N]` and their numbers `[B]`; `begun` `[B]` of N are in prompts already."""
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
     ahead = len(shared)
@@ -65,14 +67,13 @@ def _generate(
     lengths = ahead + jnp.sum(mask, axis=1, dtype=jnp.int32)
 
     def choose(hidden: Array, step: Array) -> Array:
-        steps = jnp.broadcast_to(step, (rows,))
-        return choose_tokens(decoder.logits(hidden, head), sampling, steps, greedy)
+        return choose_tokens(decoder.logits(hidden, head), sampling, begun + step, greedy)
 
     hidden, keys, values = prefill(params, prompts, mask, cfg, dtype, before)
     if before is not None:
         keys = jax.vmap(lambda one, own: _behind(one, own, axis=-1))(before[0], keys)
         values = jax.vmap(lambda one, own: _behind(one, own, axis=-2))(before[1], values)
-    none, room = ((0, 0),) * 3, (0, count)
+    none, room, limits = ((0, 0),) * 3, (0, count), count - begun
     first = choose(hidden, jnp.int32(0))
     start = _record(
         _Loop(
@@ -85,6 +86,7 @@ def _generate(
             lengths=jnp.zeros(rows, jnp.int32),
         ),
         eos,
+        limits,
     )
 
     def running(loop: _Loop) -> Array:
@@ -93,18 +95,19 @@ def _generate(
     def advance(loop: _Loop) -> _Loop:
         slot = width + loop.step - 1  # of the newest token
         caches = loop.keys, loop.values
-        hidden, (keys, values) = decode(
-            params, loop.token, slot, lengths, width, caches, cfg, dtype, ahead
+        newest = loop.token[:, None]
+        hidden, (keys, values) = extend(
+            params, newest, slot, lengths, width, caches, cfg, dtype, ahead
         )
-        token = choose(hidden, loop.step)
-        return _record(loop._replace(token=token, keys=keys, values=values), eos)
+        token = choose(hidden[:, 0], loop.step)
+        return _record(loop._replace(token=token, keys=keys, values=values), eos, limits)
 
     end = jax.lax.while_loop(running, advance, start)
     return end.tokens, end.lengths
 
 
-def _record(loop: _Loop, eos: Array) -> _Loop:
-    """Append the newest token to the rows that have not ended."""
+def _record(loop: _Loop, eos: Array, limits: Array) -> _Loop:
+    """Append the newest token to the rows that have not ended; a row ends at its limit, `[B]`."""
     column = jax.lax.dynamic_index_in_dim(loop.tokens, loop.step, axis=1, keepdims=False)
     column = jnp.where(loop.done, column, loop.token)
     ended = jnp.any(loop.token[:, None] == eos[None, :], axis=1)
@@ -112,7 +115,7 @@ def _record(loop: _Loop, eos: Array) -> _Loop:
         step=loop.step + 1,
         tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, column, loop.step, axis=1),
         lengths=loop.lengths + jnp.where(loop.done, 0, 1),
-        done=loop.done | ended,
+        done=loop.done | ended | (loop.step + 1 >= limits),
     )
 
 
@@ -202,9 +205,9 @@ def _behind(first: Array, then: Array, axis: int = 1) -> Array:
     return jnp.concatenate([every, then], axis=axis)
 
 
-def decode(
+def extend(
     params: Params,
-    token: Array,
+    tokens: Array,
     slot: Array,
     lengths: Array,
     width: int,
@@ -213,24 +216,27 @@ def decode(
     dtype: str,
     shared: int = 0,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Run the newest tokens.
+    """Run the newest tokens behind what a cache holds.
 
     Args:
       params: cast, see `cast`.
-      token: int32 `[B]`, the newest token of each row.
-      slot: where its keys and values are written: int32 scalar, or `[B]` where rows differ.
+      tokens: int32 `[B, T]`, the newest of each row.
+      slot: where the keys and values of the first of them are written, the others behind it: int32
+        scalar, or `[B]` where rows differ and T is 1.
       lengths, width, shared: see `positions_of`.
       caches: keys `[n, B, KV, h, S]` and values `[n, B, KV, S, h]`.
       cfg, dtype: architecture and dtype of the computation.
     Returns:
-      (state of the newest tokens `[B, D]`, caches with them).
+      (states of the newest tokens `[B, T, D]`, caches with them).
     """
     slots = caches[0].shape[-1]
-    positions = positions_of(lengths, width, slots, shared)
-    ends = jnp.broadcast_to(slot, lengths.shape)[:, None]
-    here = jnp.take_along_axis(positions, ends, axis=1)
-    x = decoder.embed(params, token[:, None], here, cfg, jnp.dtype(dtype))
-    tables = layers.rope_tables(here, cfg)
+    positions = positions_of(lengths, width, slots, shared)[:, None]
+    first = jnp.broadcast_to(slot, lengths.shape)[:, None]
+    places = first + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    here = jnp.take_along_axis(positions[:, 0], places, axis=1)
+    x = decoder.embed(params, tokens, jnp.maximum(here, 0), cfg, jnp.dtype(dtype))
+    tables = layers.rope_tables(jnp.maximum(here, 0), cfg)
+    here = here[..., None]
 
     def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
         x, keys, values = carry
@@ -240,8 +246,7 @@ def decode(
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             # written into the carried cache: scanned-over caches would be copied at every step
             k_all, v_all = _keys_written(keys, k, index, slot), _written(values, v, index, slot)
-            out = layers.attend_cached(q, k_all[index], v_all[index], sees[:, None], cfg)
-            return out, (k_all, v_all)
+            return layers.attend_cached(q, k_all[index], v_all[index], sees, cfg), (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
@@ -250,11 +255,11 @@ def decode(
     indices = jnp.arange(cfg.layers, dtype=jnp.int32)
     scanned = (params["layers"], layers.layer_extras(cfg), indices)
     (x, keys, values), _ = jax.lax.scan(body, (x, *caches), scanned)
-    return layers.norm(x[:, 0], params["final_norm"], cfg), (keys, values)
+    return layers.norm(x, params["final_norm"], cfg), (keys, values)
 
 
 def _written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
-    """Values with `new` `[B, 1, KV, h]` in one layer, at one slot or one of each row."""
+    """Values with `new` `[B, T, KV, h]` in one layer, from one slot on or (T 1) one a row."""
     zero = jnp.int32(0)
     if slot.ndim == 0:
         turned = new.transpose(0, 2, 1, 3)[None]
@@ -264,7 +269,7 @@ def _written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
 
 
 def _keys_written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
-    """Keys with `new` `[B, 1, KV, h]` in one layer, at one slot or one of each row."""
+    """Keys with `new` `[B, T, KV, h]` in one layer, from one slot on or (T 1) one a row."""
     zero = jnp.int32(0)
     if slot.ndim == 0:
         turned = new.transpose(0, 2, 3, 1)[None]

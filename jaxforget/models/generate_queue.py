@@ -3,10 +3,12 @@
 A batch that waits for its longest answer computes mostly rows that have ended; here at most an
 eighth of the slots idles. A prompt's answer does not depend on which slot it meets.
 
-What all prompts begin with, such as a system prompt or worked examples, is computed once.
+What all prompts begin with, such as a system prompt or worked examples, is computed once. Prompts,
+and what is known of their answers, are run `CHUNK` places at a time, those alone that hold a token.
 
-Shapes: N prompts, B slots, R of them filled at a time, Q tokens that all prompts begin with, P
-further prompt places, C most new tokens, S = Q + P + C places of the cache.
+Shapes: N prompts, B slots, R of them filled at a time, Q tokens that all prompts begin with, C most
+new tokens, K places for the rest of a prompt and its answer, a multiple of `CHUNK`, S = Q + K
+places of the cache.
 """
 
 import functools
@@ -21,14 +23,16 @@ from jaxforget.engine.tree import Params
 from jaxforget.models import decoder
 from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
-from jaxforget.models.generate_loop import beginning, cast, decode, prefill
+from jaxforget.models.generate_loop import beginning, cast, extend
 from jaxforget.models.sampling import Sampling, choose_tokens
+
+CHUNK = 32  # lengths are rounded up to it, so that few programs are compiled
 
 
 class _Queue(NamedTuple):
     taken: Array  # prompts handed out
     prompt: Array  # [B], of each slot; N where it has none
-    made: Array  # [B], new tokens of it
+    made: Array  # [B], tokens of its answer
     token: Array  # [B], the newest
     real: Array  # [B], tokens of the prompt, those that all begin with included
     keys: Array  # [n, B, KV, h, S]
@@ -53,11 +57,12 @@ def refilled(slots: int) -> int:
 def _generate(
     params: Params,
     shared: Array,
-    prompts: Array,
-    mask: Array,
+    known: Array,
+    prompt_counts: Array,
+    begun: Array,
+    begun_counts: Array,
     total: Array,
     eos: Array,
-    pad: Array,
     sampling: Sampling,
     *,
     cfg: DecoderConfig,
@@ -66,24 +71,31 @@ def _generate(
     greedy: bool,
     dtype: str,
 ) -> tuple[Array, Array]:
-    """Tokens `[N, C]` and lengths `[N]` of the first `total` prompts.
+    """Tokens `[N, C]` and lengths `[N]` of the first `total` prompts' answers.
 
     Args:
       params: of the decoder.
       shared: int32 `[Q]`, what all prompts begin with; Q may be 0.
-      prompts: int32 `[N, P]`, what follows, left-padded; `mask`: bool, its real tokens; none: no
-        prompt.
-      total: int32 scalar, prompts that are there; the next R after them must be empty.
-      eos: int32 `[E]`, tokens that end an answer; `pad`: fills behind it.
+      known: int32 `[N, K]`, what follows of each prompt, and behind it what its answer begins with.
+      prompt_counts: int32 `[N]`, tokens of the former; 0: no prompt.
+      begun: int32 `[N, C]`, the latter alone, filled up with what fills all answers.
+      begun_counts: int32 `[N]`, its tokens, below C.
+      total: int32 scalar, prompts that are there; the next R after them must be none.
+      eos: int32 `[E]`, tokens that end an answer.
       sampling: how tokens are drawn; keys `[N]`, one a prompt.
       cfg, count, slots, greedy, dtype: static; C and B among them.
     """
     params = cast(params, jnp.dtype(dtype))
     head = decoder.head(params, cfg, Compute(dtype))
-    number, ahead = len(prompts), len(shared)
-    width = ahead + prompts.shape[1]
+    number, ahead = len(known), len(shared)
+    width = ahead + known.shape[1]
     fresh_slots = refilled(slots)
     before = beginning(params, shared, cfg, dtype)
+
+    def run(tokens: Array, slot: Array, caches: tuple[Array, Array]) -> Any:
+        """`extend`: what a place holds is what it is numbered, nothing is padded on the left."""
+        full = jnp.full(len(tokens), width, jnp.int32)
+        return extend(params, tokens, slot, full, width, caches, cfg, dtype, ahead)
 
     def pick(hidden: Array, steps: Array, owners: Array) -> Array:
         keys = None if sampling.keys is None else sampling.keys[owners]
@@ -106,36 +118,30 @@ def _generate(
     def refill(queue: _Queue) -> _Queue:
         free = jnp.argsort(queue.prompt < number, stable=True)[:fresh_slots]
         take = queue.taken + jnp.arange(fresh_slots, dtype=jnp.int32)
-        theirs, real = prompts[take], mask[take]
-        hidden, keys, values = prefill(params, theirs, real, cfg, dtype, before)
-        first = pick(hidden, jnp.zeros(fresh_slots, jnp.int32), take)
-        queue = queue._replace(
+        theirs, there, made = known[take], prompt_counts[take] > 0, begun_counts[take]
+        newest = prompt_counts[take] + made - 1  # is run by `advance`, which wants what follows it
+
+        def chunk(at: Array, caches: tuple[Array, Array]) -> tuple[Array, Array]:
+            tokens = jax.lax.dynamic_slice_in_dim(theirs, at * CHUNK, CHUNK, axis=1)
+            return run(tokens, ahead + at * CHUNK, caches)[1]
+
+        caches = queue.keys[:, free], queue.values[:, free]
+        keys, values = jax.lax.fori_loop(0, -(-newest.max() // CHUNK), chunk, caches)
+        return queue._replace(
             taken=queue.taken + fresh_slots,
-            prompt=queue.prompt.at[free].set(jnp.where(real.any(axis=1), take, number)),
-            made=queue.made.at[free].set(0),
-            real=queue.real.at[free].set(ahead + jnp.sum(real, axis=1, dtype=jnp.int32)),
-            keys=queue.keys.at[:, free, :, :, ahead:width].set(keys),
-            values=queue.values.at[:, free, :, ahead:width].set(values),
+            prompt=queue.prompt.at[free].set(jnp.where(there, take, number)),
+            made=queue.made.at[free].set(made),
+            token=queue.token.at[free].set(theirs[jnp.arange(fresh_slots), newest]),
+            real=queue.real.at[free].set(ahead + prompt_counts[take]),
+            keys=queue.keys.at[:, free].set(keys),
+            values=queue.values.at[:, free].set(values),
         )
-        rows = jnp.zeros(slots, bool).at[free].set(real.any(axis=1))
-        return record(queue, jnp.zeros(slots, jnp.int32).at[free].set(first), rows)
 
     def advance(queue: _Queue) -> _Queue:
-        rows = queue.prompt < number
-        made = jnp.maximum(queue.made, 1)
-        hidden, (keys, values) = decode(
-            params,
-            queue.token,
-            width + made - 1,
-            queue.real,
-            width,
-            (queue.keys, queue.values),
-            cfg,
-            dtype,
-            ahead,
-        )
-        token = pick(hidden, queue.made, jnp.minimum(queue.prompt, number - 1))
-        return record(queue._replace(keys=keys, values=values), token, rows)
+        slot = jnp.maximum(queue.real + queue.made - 1, 0)  # unused slots have made nothing
+        hidden, (keys, values) = run(queue.token[:, None], slot, (queue.keys, queue.values))
+        token = pick(hidden[:, 0], queue.made, jnp.minimum(queue.prompt, number - 1))
+        return record(queue._replace(keys=keys, values=values), token, queue.prompt < number)
 
     def busy(queue: _Queue) -> Array:
         running = jnp.sum(queue.prompt < number)
@@ -148,7 +154,7 @@ def _generate(
     end = jax.lax.while_loop(
         lambda queue: queue.taken < total,
         some,
-        _empty(cfg, jnp.dtype(dtype), slots, width, count, number, pad, before),
+        _empty(cfg, jnp.dtype(dtype), slots, width, begun, begun_counts, before),
     )
     return end.tokens, end.lengths
 
@@ -157,13 +163,12 @@ def _empty(
     cfg: DecoderConfig,
     dtype: Any,
     slots: int,
-    width: int,
-    count: int,
-    number: int,
-    pad: Array,
+    length: int,
+    begun: Array,
+    begun_counts: Array,
     before: tuple[Array, Array] | None,
 ) -> _Queue:
-    front, length = (cfg.layers, slots, cfg.kv_heads), width + count
+    front = (cfg.layers, slots, cfg.kv_heads)
     keys = jnp.zeros((*front, cfg.head_dim, length), dtype)
     values = jnp.zeros((*front, length, cfg.head_dim), dtype)
     if before is not None:
@@ -172,12 +177,12 @@ def _empty(
         values = values.at[:, :, :, :ahead].set(before[1])
     return _Queue(
         taken=jnp.int32(0),
-        prompt=jnp.full(slots, number, jnp.int32),
+        prompt=jnp.full(slots, len(begun), jnp.int32),
         made=jnp.zeros(slots, jnp.int32),
         token=jnp.zeros(slots, jnp.int32),
         real=jnp.zeros(slots, jnp.int32),
         keys=keys,
         values=values,
-        tokens=jnp.full((number, count), pad, jnp.int32),
-        lengths=jnp.zeros(number, jnp.int32),
+        tokens=begun,
+        lengths=begun_counts,
     )

@@ -86,6 +86,7 @@ class LanguageModel:
         max_new_tokens: int,
         eos_ids: tuple[int, ...] | None = None,
         batch_size: int = 16,
+        begun: Sequence[np.ndarray] | None = None,
         key: Array | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -99,6 +100,7 @@ class LanguageModel:
           max_new_tokens: >= 1.
           eos_ids: tokens that end a row; None: the model's own, see `eos_ids`.
           batch_size: prompts continued at a time.
+          begun: what is known of each answer; None: nothing.
           key, temperature, top_p, top_k: how to sample; temperature 0 takes the likeliest token.
         Returns:
           New tokens of every prompt, in the order of `prompts`, the ending token included.
@@ -112,6 +114,7 @@ class LanguageModel:
             max_new_tokens=max_new_tokens,
             eos_ids=self.eos_ids if eos_ids is None else eos_ids,
             batch_size=batch_size,
+            begun=begun,
             key=key,
             temperature=temperature,
             top_p=top_p,

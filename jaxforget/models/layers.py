@@ -250,18 +250,22 @@ def attend_cached(q: Array, keys: Array, values: Array, mask: Array, cfg: Decode
     """Attention of the newest tokens over a cache that lies as the products read it.
 
     Args:
-      q: `[B, 1, H, h]`.
+      q: `[B, T, H, h]`.
       keys: `[B, KV, h, S]`; values: `[B, KV, S, h]`.
-      mask: bool `[B, 1, S]`.
+      mask: bool `[B, T, S]`.
       cfg: scale and soft cap.
     Returns:
-      `[B, 1, H, h]` in the dtype of `q`.
+      `[B, T, H, h]` in the dtype of `q`.
     """
-    rows, _, heads, width = q.shape
+    rows, new, heads, width = q.shape
     groups = keys.shape[1]
-    logits = matmul(q.reshape(rows, groups, heads // groups, width), keys, jnp.float32)
-    weights = jax.nn.softmax(_logits(logits, mask[:, None], cfg), axis=-1).astype(values.dtype)
-    return matmul(weights, values).reshape(rows, 1, heads, width)
+    each = (rows, groups, heads // groups, new)
+    asked = q.reshape(rows, new, groups, -1, width).transpose(0, 2, 3, 1, 4)
+    logits = matmul(asked.reshape(rows, groups, -1, width), keys, jnp.float32)
+    logits = _logits(logits.reshape(*each, -1), mask[:, None, None], cfg)
+    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+    out = matmul(weights.reshape(rows, groups, -1, keys.shape[-1]), values)
+    return out.reshape(*each, width).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _logits(logits: Array, mask: Array, cfg: DecoderConfig) -> Array:

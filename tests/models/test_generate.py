@@ -11,7 +11,7 @@ from golden_models import load
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import merge
-from jaxforget.models import decoder, generate_loop, generate_queue
+from jaxforget.models import decoder, generate_loop, generate_queue, prompt_rows
 from jaxforget.models import generate as generate_of
 from jaxforget.models.generate import generate, generate_many
 from jaxforget.models.lora import init_lora
@@ -94,13 +94,13 @@ def test_rows_end_behind_their_first_end_token_and_are_padded_from_there():
 def test_the_loop_stops_when_every_row_has_ended(monkeypatch):
     cfg, params, _ = load("llama32")
     steps = []
-    original = generate_loop.decode
+    original = generate_loop.extend
 
     def counting(*args):
         jax.debug.callback(lambda: steps.append(1))
         return original(*args)
 
-    monkeypatch.setattr(generate_loop, "decode", counting)
+    monkeypatch.setattr(generate_loop, "extend", counting)
     generate_loop.program.cache_clear()
     jax.clear_caches()
     some = prompts(4, 8)
@@ -144,13 +144,14 @@ def test_a_slot_that_is_done_takes_the_next_prompt(case, monkeypatch):
     ends = [oracle(params, cfg, prompt) for prompt in some]
     eos = (ends[0][1], ends[4][3], ends[9][0])
     steps = []
-    original = generate_queue.decode
+    original = generate_queue.extend
 
-    def counting(*args):
-        jax.debug.callback(lambda: steps.append(1))
-        return original(*args)
+    def counting(params, tokens, *args):
+        if len(tokens) == 4:  # slots, not those that are filled
+            jax.debug.callback(lambda: steps.append(1))
+        return original(params, tokens, *args)
 
-    monkeypatch.setattr(generate_queue, "decode", counting)
+    monkeypatch.setattr(generate_queue, "extend", counting)
     generate_queue.program.cache_clear()
     many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=eos, batch_size=4)
     jax.effects_barrier()
@@ -158,17 +159,17 @@ def test_a_slot_that_is_done_takes_the_next_prompt(case, monkeypatch):
     wanted = [oracle(params, cfg, prompt, eos) for prompt in some]
     for made, want in zip(many, wanted, strict=True):
         assert made.tolist() == want
-    # four slots; one more than the tokens that a slot has on average, and the tail
-    assert len(steps) <= sum(len(want) - 1 for want in wanted) / 4 + 2 * N
+    # four slots; the tokens that a slot has on average, and the tail
+    assert len(steps) <= sum(map(len, wanted)) / 4 + N
 
 
 def test_prompts_of_one_width_behind_what_they_share_make_a_queue():
     ahead = np.full(48, 7, np.int32)
     some = [np.concatenate([ahead, own]) for own in prompts(*[20] * 17, *[32] * 9, *[33] * 5)]
     # 24 at least of each, three at a time; 68 and 80 tokens differ in width, but not behind 48
-    assert [len(each) for each in generate_of._alike(some, 3, queues=True)] == [26, 5]
-    assert [len(each) for each in generate_of._alike(some[20:], 3, queues=True)] == [11]
-    assert [len(each) for each in generate_of._alike(some, 16, queues=False)] == [16, 15]
+    assert [len(each) for each in prompt_rows.alike(some, 3, queues=True)] == [26, 5]
+    assert [len(each) for each in prompt_rows.alike(some[20:], 3, queues=True)] == [11]
+    assert [len(each) for each in prompt_rows.alike(some, 16, queues=False)] == [16, 15]
 
 
 @pytest.mark.parametrize("case", VARIED)
@@ -177,18 +178,17 @@ def test_what_all_prompts_begin_with_is_computed_once(case, monkeypatch):
     (ahead,) = prompts(18, seed=4)
     some = [np.concatenate([ahead, own]) for own in prompts(3, 1, 7, 2, 5, seed=5)]
     widths = []
-    original = generate_queue.prefill
+    original = generate_queue.beginning
 
-    def watched(params, theirs, *args):
-        widths.append(theirs.shape)
-        return original(params, theirs, *args)
+    def watched(params, shared, *args):
+        widths.append(len(shared))
+        return original(params, shared, *args)
 
-    for module in (generate_loop, generate_queue):
-        monkeypatch.setattr(module, "prefill", watched)
+    monkeypatch.setattr(generate_queue, "beginning", watched)
     generate_queue.program.cache_clear()
     many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=2)
     generate_queue.program.cache_clear()
-    assert (1, 16) in widths  # a multiple of 8 of the 18 tokens
+    assert widths == [16]  # a multiple of 8 of the 18 tokens
     for prompt, answer in zip(some, many, strict=True):
         assert answer.tolist() == oracle(params, cfg, prompt)
 
@@ -216,6 +216,70 @@ def test_worked_examples_before_all_prompts_are_computed_once_in_batches_too(div
     assert sorted(set(widths)) == [(1, 16), (4, 32)]
     for prompt, answer in zip(some, many, strict=True):
         assert answer.tolist() == oracle(load("llama32")[1], cfg, prompt)
+
+
+@pytest.mark.parametrize("batch_size", [3, 32])
+@pytest.mark.parametrize("case", ["llama32", "gemma3_text", "gpt2"])
+def test_what_answers_begin_with_is_run_at_once(case, batch_size, monkeypatch):
+    """Beginnings of every length, whole answers and none, in a queue and in a batch."""
+    cfg, params, _ = load(case)
+    some = prompts(*(1 + (7 * n) % 36 for n in range(2 * (N + 1))), seed=3)
+    ends = [oracle(params, cfg, prompt) for prompt in some]
+    eos = (ends[3][2], ends[5][9])
+    wanted = [oracle(params, cfg, prompt, eos) for prompt in some]
+    begun = [np.asarray(want[: n // 2], np.int32) for n, want in enumerate(wanted)]
+    steps = []
+    for module in (generate_loop, generate_queue):
+
+        def counting(params, tokens, *args, original=module.extend):
+            if tokens.shape[1] == 1:
+                jax.debug.callback(lambda: steps.append(1))
+            return original(params, tokens, *args)
+
+        monkeypatch.setattr(module, "extend", counting)
+        module.program.cache_clear()
+    options = {"max_new_tokens": N, "eos_ids": eos, "batch_size": batch_size}
+    plain = generate_many(params, cfg, some, **options)
+    jax.effects_barrier()
+    alone, steps[:] = len(steps), []
+    many = generate_many(params, cfg, some, begun=begun, **options)
+    jax.effects_barrier()
+    for module in (generate_loop, generate_queue):
+        module.program.cache_clear()
+    for want, without, made in zip(wanted, plain, many, strict=True):
+        assert without.tolist() == made.tolist() == want
+    assert len(steps) < 0.6 * alone or batch_size == 32
+
+
+def test_what_answers_begin_with_is_kept_whatever_the_model_thinks_of_it():
+    cfg, params, _ = load("llama32")
+    some = prompts(5, 9, 30, 4, 7)
+    eos = (int(some[0][0]),)
+    forced = [*prompts(3, 0, N, N + 5, seed=8), np.asarray([4, *eos, 5, 6], np.int32)]
+    for batch_size in (2, 8):
+        made = generate_many(
+            params, cfg, some, begun=forced, max_new_tokens=N, eos_ids=eos, batch_size=batch_size
+        )
+        for prompt, begun, answer in zip(some[:2], forced, made, strict=False):
+            more = oracle(params, cfg, np.append(prompt, begun), eos, N - len(begun))
+            assert answer.tolist() == [*begun, *more]
+        assert [answer.tolist() for answer in made[2:]] == [
+            forced[2].tolist(),
+            forced[3][:N].tolist(),
+            [4, *eos],
+        ]
+
+
+def test_samples_go_on_as_they_began():
+    cfg, params, _ = load("gpt2")
+    some = prompts(4, 4, 9, 2, 7)
+    options = {"max_new_tokens": N, "eos_ids": (), "temperature": 1.5, "key": jax.random.key(5)}
+    whole = generate_many(params, cfg, some, **options)
+    begun = [answer[: 2 * n] for n, answer in enumerate(whole)]
+    for batch_size in (2, 8):
+        again = generate_many(params, cfg, some, begun=begun, batch_size=batch_size, **options)
+        for left, right in zip(whole, again, strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -348,7 +412,7 @@ def test_few_prompts_take_few_rows(monkeypatch, count, rows):
     cfg, params, _ = load("llama32")
     seen = []
 
-    def batch(how, params, cfg, shared, prompts, mask, numbers):
+    def batch(how, params, cfg, shared, prompts, mask, begun, numbers):
         seen.append(mask.shape[0])
         return np.zeros((len(mask), N), np.int32), np.ones(len(mask), np.int32)
 

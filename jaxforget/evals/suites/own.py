@@ -130,7 +130,7 @@ def evaluate(
     if settings.generate:
         if prompted:
             sizes = (settings.max_new_tokens, settings.batch_size)
-            generations = judged.generated(prompted, *sizes)
+            generations = judged.generated(prompted, *sizes, scored=None if compat else scored)
         parts += [texts_of(name, name, generations) for name in prompted]
         parts += [_unanswered(name) for name in asked if name not in prompted]
     parts.append(forget_quality(joined(parts).rows, oracle))

@@ -60,6 +60,7 @@ class Judged:
         batch_size: int,
         *,
         template: Template | None = None,
+        scored: Scored | None = None,
     ) -> list[dict[str, Any]]:
         """One greedy answer to every prompt of every set, see `generate_answers`."""
         return generate_answers(
@@ -71,6 +72,7 @@ class Judged:
             max_new_tokens,
             batch_size,
             self.counted,
+            scored=scored,
         )
 
 
