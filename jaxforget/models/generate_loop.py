@@ -22,6 +22,7 @@ from jaxforget.models.config import DecoderConfig
 from jaxforget.models.decoder import Compute
 from jaxforget.models.sampling import Sampling, choose_tokens
 
+_REACH = 64  # attention reads so many slots, or twice as many, or ..: as far as any is written
 CAST = frozenset({"w", "b", "lora_a", "lora_b", "lora_scale"})  # what `layers.linear` casts
 
 
@@ -236,6 +237,10 @@ def extend(
     here = jnp.take_along_axis(positions[:, 0], places, axis=1)
     x = decoder.embed(params, tokens, jnp.maximum(here, 0), cfg, jnp.dtype(dtype))
     tables = layers.rope_tables(jnp.maximum(here, 0), cfg)
+    # a condition in every layer pays on a CPU, which reads the whole cache; elsewhere unmeasured
+    finely = _REACH if jax.default_backend() == "cpu" else slots
+    level = jnp.max(places) // finely
+    within = [_attends(min(end + finely, slots), cfg) for end in range(0, slots, finely)]
     here = here[..., None]
 
     def body(carry: tuple[Array, Array, Array], scanned: Any) -> tuple[Any, None]:
@@ -246,7 +251,8 @@ def extend(
         def core(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             # written into the carried cache: scanned-over caches would be copied at every step
             k_all, v_all = _keys_written(keys, k, index, slot), _written(values, v, index, slot)
-            return layers.attend_cached(q, k_all[index], v_all[index], sees, cfg), (k_all, v_all)
+            out = jax.lax.switch(level, within, q, k_all, v_all, index, sees)
+            return out, (k_all, v_all)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, (keys, values), _ = layers.block(layer, x, rope, core, cfg)
@@ -256,6 +262,16 @@ def extend(
     scanned = (params["layers"], layers.layer_extras(cfg), indices)
     (x, keys, values), _ = jax.lax.scan(body, (x, *caches), scanned)
     return layers.norm(x, params["final_norm"], cfg), (keys, values)
+
+
+def _attends(reach: int, cfg: DecoderConfig) -> Any:
+    """Attention that reads the first `reach` slots of a layer; no query sees what is behind."""
+
+    def attend(q: Array, keys: Array, values: Array, layer: Array, sees: Array) -> Array:
+        first = keys[layer, ..., :reach], values[layer, ..., :reach, :]
+        return layers.attend_cached(q, *first, sees[..., :reach], cfg)
+
+    return attend
 
 
 def _written(cache: Array, new: Array, layer: Array, slot: Array) -> Array:

@@ -138,10 +138,12 @@ def _generate(
         )
 
     def advance(queue: _Queue) -> _Queue:
-        slot = jnp.maximum(queue.real + queue.made - 1, 0)  # unused slots have made nothing
+        running = queue.prompt < number
+        # the others write, too: where the next prompt overwrites it, and attention need not reach
+        slot = jnp.where(running, queue.real + queue.made - 1, ahead)
         hidden, (keys, values) = run(queue.token[:, None], slot, (queue.keys, queue.values))
         token = pick(hidden[:, 0], queue.made, jnp.minimum(queue.prompt, number - 1))
-        return record(queue._replace(keys=keys, values=values), token, queue.prompt < number)
+        return record(queue._replace(keys=keys, values=values), token, running)
 
     def busy(queue: _Queue) -> Array:
         running = jnp.sum(queue.prompt < number)

@@ -45,7 +45,7 @@ def last_logits(params, tokens, count, cfg):
 
 def oracle(params, cfg, prompt, eos=(), count=N):
     """Arg-max continuation by running the text again for every token."""
-    text = np.zeros(48, np.int32)
+    text = np.zeros(max(48, len(prompt) + count), np.int32)
     text[: len(prompt)] = prompt
     made = []
     for place in range(len(prompt), len(prompt) + count):
@@ -268,6 +268,36 @@ def test_what_answers_begin_with_is_kept_whatever_the_model_thinks_of_it():
             forced[3][:N].tolist(),
             [4, *eos],
         ]
+
+
+@pytest.mark.parametrize("reach", [8, 16])
+@pytest.mark.parametrize("case", ["llama32", "gemma3_text"])
+def test_attention_reaches_as_far_as_is_written(case, reach, monkeypatch):
+    """Through every length of the cache that has a program of its own, to its last slot."""
+    cfg, params, _ = load(case)
+    some = prompts(1, 20, 3, 36, 9, 11, 30)
+    monkeypatch.setattr(generate_loop, "_REACH", reach)
+    for batch_size in (3, 8):
+        for module in (generate_loop, generate_queue):
+            module.program.cache_clear()
+        many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=batch_size)
+        for prompt, made in zip(some, many, strict=True):
+            assert made.tolist() == oracle(params, cfg, prompt)
+    for module in (generate_loop, generate_queue):
+        module.program.cache_clear()
+
+
+def test_prompts_up_to_the_last_learned_position():
+    """Places behind it, which are computed as chunks are whole, spoil nothing."""
+    cfg, params, _ = load("gpt2")
+    cfg = dataclasses.replace(cfg, max_positions=50)
+    params = merge(params, {"embed": {"pos": params["embed"]["pos"][:50]}})
+    longest = cfg.max_positions - N
+    some = prompts(longest, 4, longest - 1, 7)
+    for batch_size in (2, 8):
+        many = generate_many(params, cfg, some, max_new_tokens=N, eos_ids=(), batch_size=batch_size)
+        for prompt, made in zip(some, many, strict=True):
+            assert made.tolist() == oracle(params, cfg, prompt)
 
 
 def test_samples_go_on_as_they_began():
