@@ -76,7 +76,7 @@ class PairedBatches:
         for role, tokenised in self.sets.items():
             if not len(tokenised):
                 raise UserError(f"the {role} set is empty")
-            if self.length is not None:
+            if self.length is not None and self.shapes is None:  # a planned one fits its steps
                 refuse_longer(tokenised, self.length, f"the {role} set")
 
     def _check_aligned(self) -> None:

@@ -109,6 +109,20 @@ def test_a_length_is_chosen_where_none_is_given(sets):
     assert batches.fingerprint == paired(sets).fingerprint
 
 
+def test_a_chosen_length_need_not_hold_what_no_planned_step_sees(new_set):
+    """A run of few steps may be packed shorter than the longest example of the set."""
+    lengths = [300, *[8] * 40]
+    batches = paired({"forget": new_set(lengths, [2] * 41, 1)}, length=None, batch_size=4)
+    longest = next(step for step in range(11) if 0 in batches.examples(step)["forget"])
+    assert longest > 0
+    short = batches.plan(longest)
+    assert short.length < 300
+    assert len(seen(short.at(longest - 1)[0]["forget"])) == 4
+    with pytest.raises(ValueError, match="do not fit rows"):
+        short.at(longest)
+    assert batches.plan(11).length >= 300
+
+
 def test_fingerprint_is_of_the_order_of_the_data(sets):
     base = paired(sets).fingerprint
     changed = replace(sets["retain"], fingerprint="other")
