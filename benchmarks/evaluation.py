@@ -97,6 +97,34 @@ def _teach(data: pathlib.Path, folder: pathlib.Path, steps: int) -> None:
     )
 
 
+def taught(
+    model: pathlib.Path, data: pathlib.Path, share: int, out: pathlib.Path, steps: int
+) -> Any:
+    """A given model that has learned the forget and retain rows that are evaluated, by adapters."""
+    from jaxforget.studies import finetune
+
+    folder, file = out / f"taught-{steps}", out / "taught.jsonl"
+    records = records_of(data, share)
+    rows = [
+        {"question": r.prompt, "answer": r.answer} for r in records["forget"] + records["retain"]
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finetune(
+        {
+            "model": str(model),
+            "data": [str(file)],
+            "run_dir": str(folder),
+            "template": {"kind": "chat"},
+            "max_length": 256,
+            "train": {"steps": steps, "batch_size": 16, "save_every": 0, "log_every": 5},
+            "optimizer": {"learning_rate": 1e-3, "schedule": "linear", "warmup_fraction": 0.05},
+            "lora": {"rank": 16, "alpha": 32},
+            "export_dtype": "float32",
+        }
+    )
+    return folder
+
+
 def ours(model: str, data: pathlib.Path, share: int, compute: str, batch: int) -> dict[str, Any]:
     """One process of jaxforget's lane: the suite twice, the first time with compilation."""
     from jaxforget.engine.runtime import keep_freed_memory
@@ -168,6 +196,9 @@ def main() -> None:
         "--model", type=pathlib.Path, help="folder or .gguf, evaluated instead of the tiny one"
     )
     parser.add_argument("--steps", type=int, default=300, help="that the tiny model learns")
+    parser.add_argument(
+        "--taught", type=int, default=0, help="steps in which a --model learns the rows evaluated"
+    )
     parser.add_argument("--share", type=int, default=1, help="of the rows, every so manieth")
     parser.add_argument("--compute", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=64, help="answers that we write at a time")
@@ -185,6 +216,8 @@ def main() -> None:
         return
     if not options.model and not folder.exists():
         make_model(options.data, folder, options.steps)
+    if options.taught:
+        folder = taught(folder, options.data, options.share, options.out, options.taught)
     plain = _plain(folder, options.out)
     model = str(plain)
     sets = options.out / "sets.json"

@@ -70,7 +70,7 @@ def for_peer(data: pathlib.Path, model: str, file: pathlib.Path) -> None:
     file.write_text(json.dumps(written))
 
 
-def ours(model: str, data: pathlib.Path, lane: str, dtype: str) -> None:
+def ours(model: str, data: pathlib.Path, lane: str, dtype: str, accumulate: int) -> None:
     """Our lane: as `peer/train.py`, numbers of steps in, lines of JSON out."""
     from jaxforget import methods
     from jaxforget.config import TrainConfig
@@ -112,6 +112,7 @@ def ours(model: str, data: pathlib.Path, lane: str, dtype: str) -> None:
                 settings=TrainConfig(
                     steps=steps + 1,
                     batch_size=BATCH,
+                    accumulate=accumulate,
                     compute=dtype,
                     log_every=steps + 1,
                     trainable=RMU_TRAINS if lane == "rmu" else None,
@@ -165,7 +166,7 @@ class Lane:
 def compare(lane: str, options: Any, model: str, rows: pathlib.Path) -> dict[str, Any]:
     """Both lanes of a method in turn."""
     own = [sys.executable, __file__, "--lane", lane, "--data", options.data, "--model", model]
-    own += ["--dtype", options.dtype]
+    own += ["--dtype", options.dtype, "--accumulate", options.accumulate]
     script = ROOT / "benchmarks" / "peer" / "train.py"
     peer = [options.peer_python, script, model, rows, lane, options.threads, options.dtype]
     lanes = {"ours": Lane(own, options.threads), "peer": Lane(peer, options.threads)}
@@ -206,6 +207,9 @@ def main() -> None:
     parser.add_argument("--model", help="folder that both read; none: a Llama of 3.5 M, random")
     parser.add_argument("--lanes", nargs="*", choices=list(LANES), default=list(LANES))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="micro-batches of our steps; the peer has 4"
+    )
     parser.add_argument("--steps", type=int, default=4, help="of each lane in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--threads", type=int, default=1)
@@ -213,7 +217,7 @@ def main() -> None:
     parser.add_argument("--lane", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lane:
-        ours(options.model, options.data, options.lane, options.dtype)
+        ours(options.model, options.data, options.lane, options.dtype, options.accumulate)
         return
     from rich.console import Console
 
@@ -232,7 +236,9 @@ def main() -> None:
     for lane in options.lanes:
         print(f"{lane} ...", file=sys.stderr, flush=True)
         found.append(compare(lane, options, model, rows))
-        asked = {name: getattr(options, name) for name in ("dtype", "threads", "steps")}
+        asked = {
+            name: getattr(options, name) for name in ("dtype", "threads", "steps", "accumulate")
+        }
         about = {**environment(), **asked, "model": pathlib.Path(model).name}
         table = [told(each) for each in found]
         write_json(options.out / "throughput.json", {**about, "table": table, "lanes": found})

@@ -165,8 +165,8 @@ def _by_rows(x: Array) -> Array:
 def _remat(body, compute: Compute):
     if compute.remat == "none":
         return body
-    policies = jax.checkpoint_policies
-    policy = {"dots": policies.dots_with_no_batch_dims_saveable, "full": None}[compute.remat]
+    kept = jax.checkpoint_policies.save_only_these_names(layers.PROJECTION)
+    policy = {"dots": kept, "full": None}[compute.remat]
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxforget.engine.tree import Params
 from jaxforget.models.config import DecoderConfig
@@ -38,6 +39,10 @@ def matmul(a: Array, b: Array, out: Any = None) -> Array:
     return jnp.matmul(a, b, precision=precision, preferred_element_type=out)
 
 
+PROJECTION = "projection"
+"""Name of what `Compute.remat` "dots" keeps for the backward pass."""
+
+
 def linear(x: Array, p: Params) -> Array:
     """Affine map, plus the low-rank adapter where one is present.
 
@@ -52,11 +57,12 @@ def linear(x: Array, p: Params) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     y = matmul(rows, p["w"].astype(x.dtype))
     if "lora_a" in p:
-        low = matmul(rows, p["lora_a"].astype(x.dtype))
+        low = checkpoint_name(matmul(rows, p["lora_a"].astype(x.dtype)), PROJECTION)
         y = y + matmul(low, p["lora_b"].astype(x.dtype)) * p["lora_scale"].astype(x.dtype)
     if "b" in p:
         y = y + p["b"].astype(x.dtype)[None, :]
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    # named where it is whole: products of the weight and of the adapter are not kept apart
+    return checkpoint_name(y.reshape(*x.shape[:-1], y.shape[-1]), PROJECTION)
 
 
 def norm(x: Array, p: Params, cfg: DecoderConfig) -> Array:

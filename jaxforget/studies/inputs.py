@@ -21,14 +21,16 @@ LOGP, HIDDEN, RESIDUAL = "reference_logp", "reference_hidden", "reference_residu
 VALUES = "reference_values"
 WORDS, LOGITS = "reference_words", "reference_logits"
 
+HEAD_RULES = (("weight$", P("tensor", "fsdp")), ("bias$", P("tensor")))
+"""Where the output projection of a model that is compared with lies."""
+
 
 def reference_heads(lm: LanguageModel, method: Method, mesh: Mesh, seed: int) -> dict[str, Head]:
     """Output projections of the models compared with, by role where distributions are compared."""
-    rules = (("weight$", P("tensor", "fsdp")), ("bias$", P("tensor")))
 
     def placed(model: LanguageModel) -> Head:
         head = jax.tree.map(np.array, model.head(model.params))
-        return meshes.put(head, meshes.shardings(head, mesh, rules))
+        return meshes.put(head, meshes.shardings(head, mesh, HEAD_RULES))
 
     roles = {role for role, fields in method.reference.items() if "hidden" in fields}
     random = roles & method.needs.random

@@ -1,0 +1,123 @@
+"""What a step is compiled to on meshes of eight devices: collectives, and bytes of each device."""
+
+import math
+import re
+from collections import Counter
+
+import jax
+import pytest
+
+from jaxforget import config as configs
+from jaxforget import methods
+from jaxforget.config import UnlearnConfig
+from jaxforget.engine.mesh import MeshConfig, make_mesh
+from jaxforget.studies.abstract import abstract_step
+
+MODEL = {
+    "model_type": "llama",
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 2048,
+    "hidden_act": "silu",
+}
+MATRICES = {"256,256": 2, "256,128": 2, "256,704": 2, "704,256": 1}  # of one layer
+EMBEDDING = "4096,256"
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+
+
+def abstract(mesh, **options):
+    given = {"model": "-", "forget": "-", "retain": "-", "run_dir": "-", "method": "graddiff"}
+    config = configs.resolve(UnlearnConfig, given | {"train": {"batch_size": 32}} | options)
+    made = make_mesh(MeshConfig(**mesh), jax.devices()[: math.prod(mesh.values())])
+    return abstract_step(
+        config, methods.from_config(config.method), MODEL, made, length=128, labelled=48
+    )
+
+
+def collectives(program):
+    """(kind, in a loop?, its arrays as "dtype[sizes]") of every collective of a program."""
+    found, inside = [], ""
+    for line in program.as_text().splitlines():
+        begun = re.match(r"(ENTRY )?%?[\w.\-]+ .*\{$", line)
+        inside = line if begun else inside
+        made = re.search(rf"= (.*?) ({KINDS})(-start)?\(", line)
+        if made:
+            arrays = re.findall(r"\w+\[[\d,]*\]", made[1])
+            found.append((made[2], not inside.startswith("ENTRY"), arrays))
+    return found
+
+
+@pytest.fixture(scope="module")
+def divided():
+    step = abstract({"data": 1, "fsdp": 8})
+    return step, step.compiled()
+
+
+def test_weights_are_gathered_layer_by_layer_and_nothing_else_is(divided):
+    _, program = divided
+    gathered = Counter()
+    for kind, looped, arrays in collectives(program):
+        if kind == "all-gather":
+            gathered.update((looped, array) for array in arrays)
+    once = {(True, f"f32[{shape}]"): 2 * count for shape, count in MATRICES.items()}
+    outside = {(False, f"f32[{EMBEDDING}]"): 1}
+    tokens = {key: n for key, n in gathered.items() if key[1].startswith("s32")}
+    # forward and backward each gather a layer's seven matrices, the embedding serves both ends
+    assert gathered - Counter(tokens) == Counter(once | outside)
+    assert sum(tokens.values()) <= 1
+
+
+def test_gradients_are_summed_once_a_layer_and_never_the_activations(divided):
+    _, program = divided
+    sums = [each for each in collectives(program) if each[0] in ("all-reduce", "reduce-scatter")]
+    looped = [arrays for _, inside, arrays in sums if inside]
+    assert len(looped) == 1  # all matrices of a layer in one
+    every = {array for _, _, arrays in sums for array in arrays}
+    assert not [array for array in every if re.fullmatch(r"f32\[\d+,128,\d+\]", array)]
+    assert f"f32[{EMBEDDING}]" in every
+
+
+def test_replicas_gather_nothing():
+    program = abstract({"data": 8, "fsdp": 1}).compiled()
+    assert {kind for kind, _, _ in collectives(program)} == {"all-reduce"}
+
+
+def test_eight_shards_hold_an_eighth_of_the_state(divided):
+    step, program = divided
+
+    def held(leaf):
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    leaves = jax.tree.leaves(step.state)
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    mine = sum(map(held, leaves))
+    assert whole / mine >= 7.5
+    arguments = program.memory_analysis().argument_size_in_bytes
+    assert arguments == pytest.approx(mine, rel=0.05)
+
+
+def test_a_step_counts_its_real_tokens():
+    step = abstract({"data": 1, "fsdp": 1})
+    assert (step.tokens, step.labelled) == (64 * 128, 64 * 48)
+
+
+def test_reference_columns_lie_by_rows_and_the_head_like_the_embedding():
+    step = abstract({"data": 2, "fsdp": 4}, method={"name": "graddiff", "retain": "kl"})
+    compared = step.reference["retain"]
+    assert compared.hidden.sharding.shard_shape(compared.hidden.shape)[0] == 32 // 8
+    assert compared.head.weight.sharding.shard_shape(compared.head.weight.shape) == (4096, 64)
+
+
+def test_adapters_keep_no_more_for_the_backward_pass_than_weights():
+    """A projection is kept whole, not the product of the weight beside that of the adapter."""
+    whole = abstract({"data": 1, "fsdp": 1}).compiled().memory_analysis().temp_size_in_bytes
+    adapters = abstract({"data": 1, "fsdp": 1}, lora={"rank": 4}).compiled().memory_analysis()
+    assert adapters.temp_size_in_bytes < 1.3 * whole  # 1.55 with both
