@@ -13,6 +13,7 @@ from jaxforget.combiners.vectors import safe_divide
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import Metrics
+from jaxforget_kernels import threshold_mask
 
 type Per = Literal["all", "leaf"]
 
@@ -199,44 +200,10 @@ def largest(tree: Params, share: float, *, per: Per = "all") -> Params:
 
 
 def mark_largest(leaves: Sequence[Array], share: float) -> list[Array]:
-    """Mark the round(share * total size) entries of largest magnitude over some arrays together.
-
-    The threshold is found by bisection on the bits of the magnitudes (as integers they have the
-    same order), so it is exact, sorts nothing, needs no copy, and is the same under any sharding;
-    it reads the arrays at most 31 times.
-    """
+    """Mark the round(share * total size) entries of largest magnitude over some arrays together."""
     if any(leaf.size >= 2**31 for leaf in leaves):
         raise UserError("top-k: a leaf has 2^31 entries or more; rank per leaf in smaller leaves")
-    wanted = round(share * sum(leaf.size for leaf in leaves))
-    if wanted == 0:
-        return [jnp.zeros(leaf.shape, bool) for leaf in leaves]
-    bits = [_magnitude_bits(leaf) for leaf in leaves]
-
-    def search(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        low, high, _ = state
-        middle = low + (high - low) // 2
-        enough, exact = _compare([(b >= middle).sum(dtype=jnp.int32) for b in bits], wanted)
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle), exact
-
-    bounds = (jnp.int32(0), jnp.int32(2**31 - 1), jnp.array(False))
-    low, _, _ = jax.lax.while_loop(
-        lambda state: (state[1] - state[0] > 1) & ~state[2], search, bounds
-    )
-    return [b >= low for b in bits]
-
-
-def _magnitude_bits(leaf: Array) -> Array:
-    return jax.lax.bitcast_convert_type(jnp.abs(leaf.astype(jnp.float32)), jnp.int32)
-
-
-def _compare(counts: Sequence[Array], wanted: int) -> tuple[Array, Array]:
-    """(sum >= wanted, sum == wanted) for sums beyond int32, in two parts of 16 and more bits."""
-    low = sum((c & 0xFFFF for c in counts), jnp.int32(0))
-    high = sum((c >> 16 for c in counts), low >> 16)
-    low = low & 0xFFFF
-    goal_high, goal_low = wanted >> 16, wanted & 0xFFFF
-    same = high == goal_high
-    return (high > goal_high) | (same & (low >= goal_low)), same & (low == goal_low)
+    return threshold_mask(leaves, round(share * sum(leaf.size for leaf in leaves)))
 
 
 def _share(mask: Params) -> Array:

@@ -15,7 +15,7 @@ from jaxforget.edits.whole import (
     task_arithmetic_edit,
     woodfisher_edit,
 )
-from jaxforget.methods import parameters as p
+from jaxforget.methods import edit_parameters as p
 from jaxforget.methods.recipe import Built, Recipe
 
 BOTH = ("forget", "retain")

@@ -1,0 +1,1 @@
+"""Global top-k by magnitude: see `api.threshold_mask`."""
