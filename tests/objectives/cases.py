@@ -1,6 +1,7 @@
 """Every objective on the toy model, with its float64 definition."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,18 +69,28 @@ def evaluate(spec, some, params=PARAMS):
             whole = replace(whole, hidden=None, head=None)
         cached[role] = whole if "residual" in fields else replace(whole, residual=None)
 
-    @jax.jit
-    def terms_of(params, some, cached):
-        pull_back = jax.vjp(lambda p: spec.objective(toy.score, p, some, cached), params)
-        (terms, metrics), pull = pull_back
-        zero = jax.tree.map(jnp.zeros_like, (terms, metrics))
-        gradients = {}
-        for name in terms:
-            seed = ({**zero[0], name: jnp.ones(())}, zero[1])
-            (gradients[name],) = pull(seed)
-        return terms, metrics, gradients
+    return _terms_of(spec)(params, some, cached)
 
-    return terms_of(params, some, cached)
+
+def _terms_of(spec):
+    """One program for each objective and shape, however often it is evaluated."""
+    if id(spec) not in _PROGRAMS:
+        _PROGRAMS[id(spec)] = spec, jax.jit(partial(_terms, spec))
+    return _PROGRAMS[id(spec)][1]
+
+
+_PROGRAMS = {}  # with the objective, whose id is then no other's
+
+
+def _terms(spec, params, some, cached):
+    pull_back = jax.vjp(lambda p: spec.objective(toy.score, p, some, cached), params)
+    (terms, metrics), pull = pull_back
+    zero = jax.tree.map(jnp.zeros_like, (terms, metrics))
+    gradients = {}
+    for name in terms:
+        seed = ({**zero[0], name: jnp.ones(())}, zero[1])
+        (gradients[name],) = pull(seed)
+    return terms, metrics, gradients
 
 
 def close(a, b, tolerance=1e-6):
