@@ -26,6 +26,7 @@ for command in (
     showing.convert,
     showing.methods,
     showing.strategies,
+    showing.plan,
     showing.doctor,
 ):
     app.command()(command)

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from jaxforget.cli.console import Debug, Json, Quiet, errors, rich_console
+from jaxforget.cli.console import (
+    Config,
+    Debug,
+    Json,
+    Overrides,
+    Quiet,
+    errors,
+    rich_console,
+)
 
 
 def report(
@@ -102,6 +110,36 @@ def strategies(as_json: Json = False, debug: Debug = False) -> None:
             typer.echo(f"{name} {row['strategy']}{source}")
             typer.echo(f"{'':<20} {row['minimises']}")
             typer.echo(f"{'':<20} needs {needs}; {row['cost per step']}; {row['copies']} copies")
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    devices: Annotated[
+        str, typer.Option(help="What to run on, and how many: tpu-v5e:16, h100:8.")
+    ] = "h100:1",
+    length: Annotated[int, typer.Option(help="Tokens of an example.")] = 256,
+    labelled: Annotated[int, typer.Option(help="Of these, targets of the loss.")] = 128,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether a run fits so many devices, and how fast it should be, without running it."""
+    with errors(debug):
+        import dataclasses
+
+        from jaxforget.engine.hardware import DEVICES
+        from jaxforget.report.tables import plain_table
+        from jaxforget.studies import plan as study
+
+        found, name = study.planned(
+            config, overrides or (), devices, length=length, labelled=labelled
+        )
+        if as_json:
+            memory = {**dataclasses.asdict(found.memory), "total": found.memory.total}
+            typer.echo(json.dumps({**dataclasses.asdict(found), "memory": memory}))
+            return
+        rich_console().print(plain_table(study.table(found, DEVICES[name])))
+        typer.echo(study.verdict(found, name, DEVICES[name]))
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:

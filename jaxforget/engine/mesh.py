@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxforget.engine.errors import UserError
@@ -63,16 +63,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       UserError: the axes need more devices than there are, or do not divide them.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    if config.data == -1 and -1 in sizes[1:]:
-        sizes[0] = 1
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"mesh: sizes must be >= 1, at most one of them -1; got {config}")
-    rest = math.prod(size for size in sizes if size != -1)
-    if rest > len(devices):
-        raise UserError(f"mesh: {config} needs {rest} devices, this run has {len(devices)}")
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // rest
+    sizes = axis_sizes(config, len(devices))
     needed = math.prod(sizes)
     if jax.process_count() > 1 and needed != len(devices):
         raise UserError(f"mesh: {config} uses {needed} of {len(devices)} devices; use them all")
@@ -82,12 +73,37 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def row_shards(mesh: Mesh) -> int:
+def axis_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """Sizes of `AXES` over so many devices, none of them -1.
+
+    Raises:
+      UserError: the axes need more devices than there are, or do not divide them.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    if config.data == -1 and -1 in sizes[1:]:
+        sizes[0] = 1
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise UserError(f"mesh: sizes must be >= 1, at most one of them -1; got {config}")
+    rest = math.prod(size for size in sizes if size != -1)
+    if rest > devices:
+        raise UserError(f"mesh: {config} needs {rest} devices, this run has {devices}")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = devices // rest
+    return sizes[0], sizes[1], sizes[2]
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """The mesh that a run would have over so many devices, none of which need be here."""
+    sizes = axis_sizes(config, devices)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of parts the rows of a batch are divided into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules = DECODER_RULES) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = DECODER_RULES) -> Any:
     """A `NamedSharding` for every leaf of any pytree, found by the leaf's path.
 
     Optimizer moments inherit their parameter's rule because their paths end the same way.
@@ -108,7 +124,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = DECODER_RULES) -> Any:
     return placed
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules) -> P:
     for pattern, spec in rules:
         if re.search(pattern, name) and len(spec) == len(shape):
             return spec
@@ -118,7 +134,9 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
     return P(*(("fsdp" if i == axis else None) for i in range(len(shape))))
 
 
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh, name: str, dropped: set[str]) -> P:
+def _fit(
+    spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, name: str, dropped: set[str]
+) -> P:
     axes = []
     for size, axis in zip(shape, spec, strict=False):
         divides = axis is None or size % mesh.shape[axis] == 0
@@ -128,12 +146,12 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh, name: str, dropped: set[st
     return P(*axes)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, P())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Leading axis divided over `data` and `fsdp`."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 

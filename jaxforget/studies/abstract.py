@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.data.sets import TokenisedSet
@@ -44,7 +44,7 @@ class AbstractStep:
     frozen: Params
     batches: Batches
     reference: Reference
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     tokens: int
     labelled: int
 
@@ -66,7 +66,7 @@ def abstract_step(
     config: UnlearnConfig | FinetuneConfig,
     method: Method,
     model: Mapping[str, Any],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     *,
     length: int,
     labelled: int,
@@ -168,7 +168,7 @@ def _made_up(
     return made.with_columns(**columns)
 
 
-def _heads(lm: LanguageModel, method: Method, mesh: Mesh) -> dict[str, Head]:
+def _heads(lm: LanguageModel, method: Method, mesh: Mesh | AbstractMesh) -> dict[str, Head]:
     head = jax.eval_shape(lm.head, lm.params)
     placed = jax.tree.map(_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES))
     roles = {role for role, fields in method.reference.items() if "hidden" in fields}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxforget.config import LoraConfig, TrainConfig
 from jaxforget.data.batches import PairedBatches
@@ -155,7 +155,7 @@ def paired(
 def plan_batches(
     sets: Mapping[str, TokenisedSet],
     settings: TrainConfig,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     aligned: frozenset[str] = frozenset(),
 ) -> tuple[PairedBatches, int]:
     """Batches of fixed shape for the whole run, and the number of steps."""

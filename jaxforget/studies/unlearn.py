@@ -97,14 +97,7 @@ def finetune(
 ) -> Result:
     """Teach a model `config.data` by maximum likelihood; see `unlearn` for the rest."""
     config = configs.resolve(FinetuneConfig, config)
-    spec, weights = nll_objective(), {NLL: 1.0}
-    if config.gradient_penalty:
-        if config.train.accumulate > 1:
-            raise UserError(
-                "gradient_penalty: needs the whole batch at once; set train.accumulate=1"
-            )
-        spec, weights = penalised(spec, NLL), {**weights, PENALTY: config.gradient_penalty}
-    method = methods.from_parts(FINETUNE, spec, weighted_sum(weights))
+    method = finetune_method(config)
     (role,) = method.roles
     with opened(config) as run:
         finished = _finished(run, config)
@@ -123,6 +116,18 @@ def finetune(
             _, rows = load_set(config.record_updates, lm, config, run)
             watched = frozenset(example_ids(rows).tolist())
         return _run(config, method, lm, [sets], run, events, watched)
+
+
+def finetune_method(config: FinetuneConfig) -> Method:
+    """What `finetune` minimises."""
+    spec, weights = nll_objective(), {NLL: 1.0}
+    if config.gradient_penalty:
+        if config.train.accumulate > 1:
+            raise UserError(
+                "gradient_penalty: needs the whole batch at once; set train.accumulate=1"
+            )
+        spec, weights = penalised(spec, NLL), {**weights, PENALTY: config.gradient_penalty}
+    return methods.from_parts(FINETUNE, spec, weighted_sum(weights))
 
 
 def _run(
