@@ -1,7 +1,8 @@
 """Generation of many answers in one compiled program: a slot that is done takes the next prompt.
 
 A batch that waits for its longest answer computes mostly rows that have ended; here at most an
-eighth of the slots idles. A prompt's answer does not depend on which slot it meets.
+eighth of the slots idles while prompts wait, and the last answers are finished in an eighth of the
+slots. A prompt's answer does not depend on which slot it meets.
 
 What all prompts begin with, such as a system prompt or worked examples, is computed once. Prompts,
 and what is known of their answers, are run `CHUNK` places at a time, those alone that hold a token.
@@ -145,20 +146,40 @@ def _generate(
         token = pick(hidden[:, 0], queue.made, jnp.minimum(queue.prompt, number - 1))
         return record(queue._replace(keys=keys, values=values), token, running)
 
+    def running(queue: _Queue) -> Array:
+        return jnp.sum(queue.prompt < number)
+
     def busy(queue: _Queue) -> Array:
-        running = jnp.sum(queue.prompt < number)
-        enough = (slots - running < fresh_slots) | (queue.taken >= total)
-        return enough & (running > 0)
+        now = running(queue)
+        filled = slots - now < fresh_slots
+        return jnp.where(queue.taken < total, filled, now > fresh_slots) & (now > 0)
 
     def some(queue: _Queue) -> _Queue:
         return jax.lax.while_loop(busy, advance, refill(queue))
 
-    end = jax.lax.while_loop(
+    queue = jax.lax.while_loop(
         lambda queue: queue.taken < total,
         some,
         _empty(cfg, jnp.dtype(dtype), slots, width, begun, begun_counts, before),
     )
+    # the last answers, which may be long ones, do not keep all slots computing
+    end = jax.lax.while_loop(
+        lambda queue: running(queue) > 0, advance, _last(queue, fresh_slots, number)
+    )
     return end.tokens, end.lengths
+
+
+def _last(queue: _Queue, slots: int, number: int) -> _Queue:
+    """The slots that are running, which are `slots` at most, without the others."""
+    kept = jnp.argsort(queue.prompt >= number, stable=True)[:slots]
+    return queue._replace(
+        prompt=queue.prompt[kept],
+        made=queue.made[kept],
+        token=queue.token[kept],
+        real=queue.real[kept],
+        keys=queue.keys[:, kept],
+        values=queue.values[:, kept],
+    )
 
 
 def _empty(
