@@ -49,7 +49,13 @@ class AbstractStep:
     labelled: int
 
     def compiled(self) -> Any:
-        """The program that `jaxforget` would run, made for this process' devices."""
+        """The program that `jaxforget` would run, made for this process' devices.
+
+        Raises:
+          ValueError: the mesh is an abstract one.
+        """
+        if not isinstance(self.mesh, Mesh):
+            raise ValueError("a step on an abstract mesh cannot be compiled")
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jax.jit(
             self.step,
@@ -170,6 +176,6 @@ def _made_up(
 
 def _heads(lm: LanguageModel, method: Method, mesh: Mesh | AbstractMesh) -> dict[str, Head]:
     head = jax.eval_shape(lm.head, lm.params)
-    placed = jax.tree.map(_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES))
+    placed: Head = jax.tree.map(_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES))
     roles = {role for role, fields in method.reference.items() if "hidden" in fields}
-    return dict.fromkeys(roles, placed)
+    return {role: placed for role in roles}

@@ -133,14 +133,15 @@ def planned(
     if not 1 <= labelled < length:
         raise UserError(f"plan: labelled {labelled} must be in 1..{length - 1}, below the length")
     keys = {*read_yaml(pathlib.Path(config)), *(each.partition("=")[0] for each in overrides)}
+    run: UnlearnConfig | FinetuneConfig
     if "data" in keys:
-        teaching = configs.load(FinetuneConfig, config, overrides)
-        given: Any = teaching, finetune_method(teaching)
+        run = configs.load(FinetuneConfig, config, overrides)
+        method = finetune_method(run)
     else:
-        forgetting = configs.load(UnlearnConfig, config, overrides)
-        given = forgetting, methods.from_config(forgetting.method)
-    model = model_config(given[0].model)
-    return plan(*given, model, device, count, length=length, labelled=labelled), name
+        run = configs.load(UnlearnConfig, config, overrides)
+        method = methods.from_config(run.method)
+    model = model_config(run.model)
+    return plan(run, method, model, device, count, length=length, labelled=labelled), name
 
 
 def table(found: Plan, device: Device) -> list[dict[str, str]]:
