@@ -89,9 +89,13 @@ class CompiledStep:
     def __call__(self, *arguments: Any) -> Any:
         """What the step returns."""
         if self._program is None:
-            self._program = self._jitted.lower(*arguments).compile()
+            self._program = self.program(*arguments)
             self.peak_bytes = _bytes_of(self._program.memory_analysis())
         return self._program(*arguments)
+
+    def program(self, *arguments: Any) -> Any:
+        """The program for such arguments, which may be shapes that say where they lie."""
+        return self._jitted.lower(*arguments).compile()
 
 
 def _bytes_of(memory: Any) -> int | None:

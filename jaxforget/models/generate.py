@@ -194,7 +194,8 @@ def generate_many(
             made = _queued(how, params, cfg, prompts, answers, group, chosen, batch_size)
         else:
             made = _batched(how, params, cfg, prompts, answers, chosen, batch_size, ahead, mesh)
-        answers = [made.get(index, answer) for index, answer in enumerate(answers)]
+        for index, answer in made.items():
+            answers[index] = answer
     return answers
 
 

@@ -13,10 +13,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
-from jaxforget.engine.optimizer import make_optimizer
-from jaxforget.engine.runtime import compiler_options
-from jaxforget.engine.state import init_state
 from jaxforget.engine.step import Step
+from jaxforget.engine.train import compile_step
 from jaxforget.engine.tree import Params, unflatten
 from jaxforget.engine.types import Batches, Head, Reference, State
 from jaxforget.methods import Method
@@ -24,7 +22,9 @@ from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.models.decoder import Compute
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies import inputs
-from jaxforget.studies.training import divide, loop_of, objective_of, plan_batches
+from jaxforget.studies.training import divide, first_state, plan_batches, step_of, transform_of
+
+_STEPS = 100  # of the run, which schedules and some loops ask for and shapes do not depend on
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,9 @@ class AbstractStep:
         if not isinstance(self.mesh, Mesh):
             raise ValueError("a step on an abstract mesh cannot be compiled")
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        jitted = jax.jit(
-            self.step,
-            donate_argnums=0,
-            out_shardings=(placed, meshes.replicated(self.mesh)),
-            compiler_options=compiler_options(),
-        )
+        step = compile_step(self.step, self.mesh, placed)
         with jax.set_mesh(self.mesh):
-            lowered = jitted.lower(self.state, self.frozen, self.batches, self.reference)
-        return lowered.compile()
+            return step.program(self.state, self.frozen, self.batches, self.reference)
 
 
 def abstract_step(
@@ -101,20 +95,8 @@ def abstract_step(
         lambda params: divide(dataclasses.replace(lm, params=params), config.lora, settings),
         lm.params,
     )
-    transform = make_optimizer(config.optimizer, 100)
-
-    def begin(params: Params) -> State:
-        carried = method.loop.init(params, transform)
-        return init_state(params, transform, method.combiner, loop_state=carried)
-
-    state = jax.eval_shape(begin, trained)
-    step = loop_of(method, settings, 100).make(
-        lm.score,
-        objective_of(method, settings),
-        method.combiner,
-        transform,
-        accumulate=settings.accumulate,
-    )
+    transform = transform_of(method, config.optimizer, _STEPS)
+    state = jax.eval_shape(first_state(method, transform, settings.seed), trained)
     by_rows, whole = meshes.by_rows(mesh), meshes.replicated(mesh)
     divided = jax.tree.map(lambda leaf: _at(leaf, by_rows if np.ndim(leaf) else whole), rows)
     heads = _heads(lm, method, mesh)
@@ -127,7 +109,7 @@ def abstract_step(
         for role, scores in compared.items()
     }
     return AbstractStep(
-        step,
+        step_of(lm, method, transform, settings, _STEPS),
         jax.tree.map(_at, state, meshes.shardings(state, mesh)),
         jax.tree.map(_at, frozen, meshes.shardings(frozen, mesh)),
         divided,

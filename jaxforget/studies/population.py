@@ -25,16 +25,14 @@ from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
-from jaxforget.engine.optimizer import make_optimizer
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
-from jaxforget.engine.state import init_state
 from jaxforget.engine.train import Cadence, Inputs, Progress, compile_step, train
 from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import State
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies.inputs import joined, reference_heads
-from jaxforget.studies.training import divide, loop_of, objective_of, plan_batches
+from jaxforget.studies.training import divide, first_state, plan_batches, step_of, transform_of
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +98,8 @@ def member_optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of a member, its varying settings taken from `hyper`."""
     changed = {key.split(".")[1]: hyper[key] for key in SCALARS if key in hyper}
-    transform = make_optimizer(dataclasses.replace(config.optimizer, **changed), steps)
-    method = member_method(config, hyper)
-    return (
-        transform if method.transform is None else optax.chain(method.transform(steps), transform)
-    )
+    own = dataclasses.replace(config.optimizer, **changed)
+    return transform_of(member_method(config, hyper), own, steps)
 
 
 def can_trace(
@@ -233,13 +228,7 @@ def _step(
 ) -> Any:
     """One member's step; `rest` holds the frozen leaves and the heads compared with."""
     method = member_method(config, hyper)
-    step = loop_of(method, config.train, steps).make(
-        lm.score,
-        objective_of(method, config.train),
-        method.combiner,
-        member_optimizer(config, hyper, steps),
-        accumulate=config.train.accumulate,
-    )
+    step = step_of(lm, method, member_optimizer(config, hyper, steps), config.train, steps)
     whole = {
         role: dataclasses.replace(each, head=rest["heads"].get(role))
         for role, each in reference.items()
@@ -266,8 +255,7 @@ def _mapped(one: Callable[..., Any], at_once: int, *, shared_data: bool) -> Call
 
 def _begin(config: UnlearnConfig, hyper: Hyper, params: Params, seed: Any, steps: int) -> State:
     method, transform = member_method(config, hyper), member_optimizer(config, hyper, steps)
-    carried = method.loop.init(params, transform)
-    return init_state(params, transform, method.combiner, seed=seed, loop_state=carried)
+    return first_state(method, transform, seed)(params)
 
 
 def _planned(

@@ -22,7 +22,7 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
 from jaxforget.engine.state import init_state
-from jaxforget.engine.step import micro_batch_means
+from jaxforget.engine.step import Step, micro_batch_means
 from jaxforget.engine.train import Cadence, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
 from jaxforget.engine.types import Loop, Objective, State
@@ -188,6 +188,43 @@ def objective_of(method: Method, settings: TrainConfig) -> Objective:
     return micro_batch_means(method.objective, settings.accumulate)
 
 
+def transform_of(
+    method: Method, optimizer: OptimizerConfig, *steps: int
+) -> optax.GradientTransformation:
+    """The optimizer, behind what the method does to gradients; `steps` see `make_schedule`."""
+    own = make_optimizer(optimizer, *steps)
+    return own if method.transform is None else optax.chain(method.transform(sum(steps)), own)
+
+
+def first_state(
+    method: Method, transform: optax.GradientTransformation, seed: Any
+) -> Callable[[Params], State]:
+    """From the leaves that are trained to the state before the first step; a seed may be traced."""
+
+    def begin(params: Params) -> State:
+        carried = method.loop.init(params, transform)
+        return init_state(params, transform, method.combiner, seed=seed, loop_state=carried)
+
+    return begin
+
+
+def step_of(
+    lm: LanguageModel,
+    method: Method,
+    transform: optax.GradientTransformation,
+    settings: TrainConfig,
+    steps: int,
+) -> Step:
+    """What a run of so many steps repeats, before it is compiled."""
+    return loop_of(method, settings, steps).make(
+        lm.score,
+        objective_of(method, settings),
+        method.combiner,
+        transform,
+        accumulate=settings.accumulate,
+    )
+
+
 def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
     """Steps that training on these sets takes."""
     chosen = {role: sets[role] for role in method.needs.roles}
@@ -226,7 +263,6 @@ def train_model(
       watched: examples of which every step that sees one is recorded, see `recording`.
       judging: how it is evaluated while it goes on, or None.
     """
-    objective = objective_of(method, settings)
     trained_on = {role: sets[role] for role in method.needs.roles}
     batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned)
     trained, frozen = divide(lm, lora, settings)
@@ -234,23 +270,13 @@ def train_model(
     request = request or Request(0, (steps,), lm)
     first, total = request.first, sum(request.steps)
     heads = reference_heads(request.start, method, mesh, settings.seed)
-    transform = make_optimizer(optimizer, *request.steps)
-    if method.transform is not None:
-        transform = optax.chain(method.transform(total), transform)
-
-    def begin(params: Params) -> State:
-        carried = method.loop.init(params, transform)
-        return init_state(
-            params, transform, method.combiner, seed=settings.seed, loop_state=carried
-        )
-
+    transform = transform_of(method, optimizer, *request.steps)
+    step = step_of(lm, method, transform, settings, total)
+    begin = first_state(method, transform, settings.seed)
     placed = meshes.shardings(jax.eval_shape(begin, trained), mesh)
     # copied: the state is donated, the caller's arrays must survive
     copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
     state = jax.jit(begin, out_shardings=placed)(copies)
-    step = loop_of(method, settings, total).make(
-        lm.score, objective, method.combiner, transform, accumulate=settings.accumulate
-    )
     compiled = compile_step(step, mesh, placed)
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
     identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
