@@ -30,7 +30,7 @@ from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.run_dir import open_run
 from jaxforget.models import Compute
-from jaxforget.models.config import DecoderConfig, param_shapes
+from jaxforget.models.config import DecoderConfig, products_per_token
 from jaxforget.models.language_model import LanguageModel, from_scratch, load
 from jaxforget.studies.reference import with_reference
 from jaxforget.studies.training import train_model
@@ -179,23 +179,6 @@ def _once(
     }
 
 
-def useful_flops_per_token(cfg: DecoderConfig, labelled: float, length: float) -> float:
-    """FLOPs of forward and backward for one real token.
-
-    Args:
-      cfg: architecture.
-      labelled: share of tokens that are labelled targets; only these go through the head.
-      length: mean tokens of an example; each attends to half of it on average.
-    """
-    shapes = param_shapes(cfg)
-    blocks = 0
-    for path, shape in shapes.items():
-        if path.startswith("layers/") and path.endswith("/w"):
-            blocks += shape[0] * shape[1] * shape[2]
-    attention = 2 * cfg.layers * cfg.heads * cfg.head_dim * length / 2
-    return 6 * (blocks + labelled * cfg.vocab_size * cfg.hidden_size + attention)
-
-
 def _row(
     lane: str,
     model: str,
@@ -208,7 +191,7 @@ def _row(
     tokens = sum(float(each.lengths.sum()) for each in used)
     labelled = sum(float(each.label_counts.sum()) for each in used) / tokens
     length = tokens / sum(len(each) for each in used)
-    per_token = useful_flops_per_token(cfg, labelled, length)
+    per_token = 6 * products_per_token(cfg, labelled, length)  # two operations, thrice
     mine, base = found[lane], found[BASE]
     ratios = [each["tokens_per_second"] * per_token / each["peak"] for each in mine]
     costs = [a["step_ms"] / b["step_ms"] for a, b in zip(mine, base, strict=True)]

@@ -1,5 +1,6 @@
 """What a decoder is made of, as one frozen record of switches that every family sets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,23 @@ def param_shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
         shapes["head/b"] = (v,)
     shapes |= {f"layers/{path}": (cfg.layers, *shape) for path, shape in layer.items()}
     return dict(sorted(shapes.items()))
+
+
+def products_per_token(cfg: DecoderConfig, labelled: float, length: float) -> float:
+    """Multiplications of one real token on its way forward; a backward pass takes twice as many.
+
+    Args:
+      cfg: architecture.
+      labelled: share of tokens that are labelled targets; only these go through the head.
+      length: mean tokens of an example; each attends to half of it on average.
+    """
+    blocks = sum(
+        math.prod(shape)
+        for path, shape in param_shapes(cfg).items()
+        if path.startswith("layers/") and path.endswith("/w")
+    )
+    attention = 2 * cfg.layers * cfg.heads * cfg.head_dim * length / 2
+    return blocks + labelled * cfg.vocab_size * cfg.hidden_size + attention
 
 
 def _linear(path: str, inner: int, outer: int, bias: bool) -> dict[str, tuple[int, ...]]:

@@ -5,8 +5,8 @@ at `EFFICIENCY` of the peak, bytes of memory, bytes between devices. Neither dat
 read.
 """
 
+import dataclasses
 import json
-import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxforget import config as configs
 from jaxforget import methods
@@ -23,7 +24,7 @@ from jaxforget.engine.errors import UserError
 from jaxforget.engine.hardware import Device, devices_named
 from jaxforget.engine.yaml_file import read_yaml
 from jaxforget.methods import Method
-from jaxforget.models.config import DecoderConfig, param_shapes
+from jaxforget.models.config import DecoderConfig, products_per_token
 from jaxforget.studies.abstract import AbstractStep, abstract_step
 from jaxforget.studies.plan_memory import Memory, memory_of
 from jaxforget.studies.unlearn import finetune_method
@@ -146,8 +147,7 @@ def planned(
 
 def table(found: Plan, device: Device) -> list[dict[str, str]]:
     """A plan for reading, one row a quantity."""
-    parts = {name: getattr(found.memory, name) for name in ("weights", "state", "inputs")}
-    parts |= {"transient": found.memory.transient, "in all": found.memory.total}
+    parts = {**dataclasses.asdict(found.memory), "in all": found.memory.total}
     rows = {f"memory of a device: {name}": f"{v / 2**30:.2f} GiB" for name, v in parts.items()}
     rows["it has"] = f"{device.memory / 2**30:.0f} GiB, of which {USABLE:.0%} are counted on"
     rows["mesh"] = ", ".join(f"{a} {n}" for a, n in zip(meshes.AXES, found.mesh, strict=True))
@@ -189,15 +189,8 @@ def model_config(model: str) -> dict[str, Any]:
 
 def _flops(step: AbstractStep, config: Any, cfg: DecoderConfig, length: int) -> float:
     """Useful ones of a forward and a backward pass over a step's real tokens."""
-    layers = sum(
-        math.prod(shape)
-        for path, shape in param_shapes(cfg).items()
-        if path.startswith("layers/") and path.endswith("/w")
-    )
-    attention = 2 * cfg.layers * cfg.heads * cfg.head_dim * length / 2
-    head = cfg.vocab_size * cfg.hidden_size * step.labelled / step.tokens
     each = 4 if config.lora is not None else 6  # adapters leave the weights' gradients out
-    return float(each * step.tokens * (layers + attention + head))
+    return each * step.tokens * products_per_token(cfg, step.labelled / step.tokens, length)
 
 
 def _recomputed(remat: str) -> float:
@@ -215,7 +208,7 @@ def _passes(name: str) -> float:
 def _sent(step: AbstractStep, config: Any, cfg: DecoderConfig) -> float:
     """Bytes that a device sends in a step: weights, gradients, and activations where it must."""
     shape = step.mesh.shape
-    item = 4 if config.train.compute == "float32" else 2
+    item = jnp.dtype(config.train.compute).itemsize
 
     def whole(tree: Any) -> float:
         return float(sum(leaf.size for leaf in jax.tree.leaves(tree))) / shape["tensor"]

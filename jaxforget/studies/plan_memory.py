@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxforget.engine.tree import flatten
 from jaxforget.models.config import DecoderConfig, param_shapes
@@ -45,7 +45,7 @@ class Memory:
 
 def _bytes(tree: Any) -> float:
     """Of one device."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
+    leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
 
 
@@ -71,7 +71,7 @@ def _transient(
 ) -> float:
     """The most that is held beside arguments: at the head, in a layer, or in the optimizer."""
     settings, shape = config.train, step.mesh.shape
-    item = np.dtype("float32" if settings.compute == "float32" else "float16").itemsize
+    item = jnp.dtype(settings.compute).itemsize
     shards = shape["data"] * shape["fsdp"] * settings.accumulate
     rows = sum(batch.tokens.shape[0] for batch in step.batches.values()) / shards
     length = max(batch.tokens.shape[1] for batch in step.batches.values())

@@ -6,40 +6,21 @@ from collections import Counter
 
 import jax
 import pytest
+from studies.planned_runs import LLAMA, configured
 
-from jaxforget import config as configs
-from jaxforget import methods
-from jaxforget.config import UnlearnConfig
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.studies.abstract import abstract_step
 
-MODEL = {
-    "model_type": "llama",
-    "vocab_size": 4096,
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e4,
-    "max_position_embeddings": 2048,
-    "hidden_act": "silu",
-}
+MODEL = {**LLAMA, "num_hidden_layers": 2}
 MATRICES = {"256,256": 2, "256,128": 2, "256,704": 2, "704,256": 1}  # of one layer
 EMBEDDING = "4096,256"
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 
 def abstract(mesh, **options):
-    given = {"model": "-", "forget": "-", "retain": "-", "run_dir": "-", "method": "graddiff"}
-    config = configs.resolve(UnlearnConfig, given | {"train": {"batch_size": 32}} | options)
+    config, method = configured(**options)
     made = make_mesh(MeshConfig(**mesh), jax.devices()[: math.prod(mesh.values())])
-    return abstract_step(
-        config, methods.from_config(config.method), MODEL, made, length=128, labelled=48
-    )
+    return abstract_step(config, method, MODEL, made, length=128, labelled=48)
 
 
 def collectives(program):

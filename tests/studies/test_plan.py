@@ -5,41 +5,18 @@ import math
 
 import jax
 import pytest
+from studies.planned_runs import LLAMA, configured
 from typer.testing import CliRunner
 
-from jaxforget import config as configs
-from jaxforget import methods
 from jaxforget.cli import app
-from jaxforget.config import UnlearnConfig
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.hardware import DEVICES, devices_named
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.studies.abstract import abstract_step
 from jaxforget.studies.plan import plan
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 4096,
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e4,
-    "max_position_embeddings": 2048,
-    "hidden_act": "silu",
-}
 QWEN = {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": False, "num_hidden_layers": 5}
 WIDE = {**LLAMA, "vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 64}
-GIVEN = {"model": "-", "forget": "-", "retain": "-", "run_dir": "-", "method": "graddiff"}
-
-
-def configured(**options):
-    config = configs.resolve(UnlearnConfig, GIVEN | {"train": {"batch_size": 32}} | options)
-    return config, methods.from_config(config.method)
 
 
 CASES = {
