@@ -11,6 +11,7 @@ import optax
 from annotated_types import Ge, Gt, Le
 
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.partwise import Entrywise, entrywise
 from jaxforget.engine.tree import path_string
 
 
@@ -80,7 +81,7 @@ def _one_schedule(config: OptimizerConfig, steps: int) -> Schedule:
 
 def make_optimizer(
     config: OptimizerConfig, *steps: int, schedule: Schedule | None = None
-) -> optax.GradientTransformation:
+) -> Entrywise:
     """The optax chain: clip, then the optimizer with its schedule and masked weight decay.
 
     Args:
@@ -110,9 +111,7 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=decayed,
         )
-    if config.clip_norm is None:
-        return core
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)
+    return entrywise(core, config.clip_norm)
 
 
 _UNDECAYED = re.compile(r"(norm[^/]*/|/b$|(^|/)bias$|embed/pos$|/scale$)")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxforget.engine.partwise import Entrywise, update_in_parts
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import (
     Batches,
@@ -227,27 +228,34 @@ def guarded_update(
         direction, combiner_state, metrics = combiner.combine(
             gradients, state.combiner_state, state.params
         )
-    update, opt_state = optimizer.update(direction, state.opt_state, state.params)
-    if combiner.finish is not None:
-        update, combiner_state, more = combiner.finish(
-            cast(Params, update), combiner_state, state.params
-        )
-        metrics = {**metrics, **more}
-    params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, update)
     gradient_norm = optax.tree.norm(direction)
-    update_norm = optax.tree.norm(cast(Params, update))
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.isfinite(update_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
+    if combiner.finish is None and isinstance(optimizer, Entrywise):
+        params, opt_state, update_norm = update_in_parts(
+            optimizer, cast(Params, direction), gradient_norm, state.opt_state, state.params, finite
+        )
+    else:
+        update, opt_state = optimizer.update(direction, state.opt_state, state.params)
+        if combiner.finish is not None:
+            update, combiner_state, more = combiner.finish(
+                cast(Params, update), combiner_state, state.params
+            )
+            metrics = {**metrics, **more}
+        params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, update)
+        update_norm = optax.tree.norm(cast(Params, update))
+        finite &= jnp.isfinite(update_norm)
+        params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
     refused = 1 - finite.astype(jnp.int32)
     skips = Skips(total=state.skips.total + refused, in_a_row=(state.skips.in_a_row + 1) * refused)
     new = replace(
         state,
         step=state.step + 1,
-        params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
+        params=params,
+        opt_state=opt_state,
         combiner_state=keep(combiner_state, state.combiner_state),
         skips=skips,
     )

@@ -90,7 +90,8 @@ def plan(
     mesh = meshes.abstract_mesh(config.mesh, count)
     step = abstract_step(config, method, model, mesh, length=length, labelled=labelled)
     cfg = DecoderConfig.from_hf(model)
-    memory = memory_of(step, config, cfg, on_host=on_host)
+    in_parts = method.transform is None and method.combiner.finish is None
+    memory = memory_of(step, config, cfg, in_parts=in_parts, on_host=on_host)
     passes = _passes(method.name)
     flops = _flops(step, config, cfg, length) * passes
     link = device.link if count <= device.pod else device.beyond

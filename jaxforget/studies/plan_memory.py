@@ -1,9 +1,10 @@
 """What a step holds and needs on each device, counted from shapes.
 
 What it holds follows from the shapes and where each leaf lies. What it needs beside that is the
-largest of three moments: the output head's gradient, a layer's gradient, and the optimizer (XLA
-keeps the update and the new moments until it is known that they are finite). How many copies XLA
-makes of what was found by looking at compiled steps; tests hold the result to 15 % of what it says.
+largest of three moments: the output head's gradient, a layer's gradient, and the optimizer, which
+takes a part of the model at a time unless what it does is finished by a combiner. How many copies
+XLA makes of what was found by looking at compiled steps; tests hold the result to 15 % of what it
+says.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxforget.engine.partwise import PART
 from jaxforget.engine.tree import flatten
 from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.studies.abstract import AbstractStep
@@ -49,13 +51,16 @@ def _bytes(tree: Any) -> float:
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
 
 
-def memory_of(step: AbstractStep, config: Any, cfg: DecoderConfig, *, on_host: bool) -> Memory:
+def memory_of(
+    step: AbstractStep, config: Any, cfg: DecoderConfig, *, in_parts: bool, on_host: bool
+) -> Memory:
     """Bytes of one device while a step runs.
 
     Args:
       step: see `AbstractStep`.
       config: of the run, an `UnlearnConfig` or a `FinetuneConfig`.
       cfg: the architecture.
+      in_parts: the optimizer takes a part of the model at a time.
       on_host: blocks of logits as on a CPU.
     """
     block = _HOST_BLOCK if on_host else _BLOCK
@@ -63,11 +68,17 @@ def memory_of(step: AbstractStep, config: Any, cfg: DecoderConfig, *, on_host: b
     weights = trained + _bytes(step.frozen)
     state = _bytes(step.state) - trained
     inputs = _bytes((step.batches, step.reference))
-    return Memory(weights, state, inputs, _transient(step, config, cfg, trained, block))
+    transient = _transient(step, config, cfg, trained, block, in_parts)
+    return Memory(weights, state, inputs, transient)
 
 
 def _transient(
-    step: AbstractStep, config: Any, cfg: DecoderConfig, trained: float, block: int
+    step: AbstractStep,
+    config: Any,
+    cfg: DecoderConfig,
+    trained: float,
+    block: int,
+    in_parts: bool,
 ) -> float:
     """The most that is held beside arguments: at the head, in a layer, or in the optimizer."""
     settings, shape = config.train, step.mesh.shape
@@ -91,13 +102,27 @@ def _transient(
         at_head = kept + logits + item * head * (3 if looped else 1)
         at_head += 4 * head if learns_head or not looped else 0.0
     else:
-        at_head = kept + 3 * logits + (8 * head if learns_head else 0.0)
+        at_head = kept + (3 if looped else 2) * logits
+        at_head += (8 if looped else 4) * head if learns_head else 0.0
     in_layer = kept + item * tokens * floats.working + (2 * 4 * layer / tensor if gathered else 0)
     in_layer += trained + (4 * head if learns_head else 0.0)
     moments = sum(leaf.size > 1 for leaf in jax.tree.leaves(step.state.opt_state))
-    leaves = max(1, len(jax.tree.leaves(step.state.params)))
-    in_optimizer = trained * (2 + moments / leaves)
-    return copies + max(at_head, in_layer, in_optimizer)
+    written = 1 + moments / max(1, len(jax.tree.leaves(step.state.params)))  # update, new moments
+    whole = trained if not in_parts else min(trained, _largest_part(step))
+    return copies + max(at_head, in_layer, trained + (written + in_parts) * whole)
+
+
+def _largest_part(step: AbstractStep) -> float:
+    """Bytes on a device of the parameters that the optimizer moves at once, see `partwise`."""
+    alone = step.mesh.size == 1
+    stacked, layer, others = 0.0, 0.0, [0.0]
+    for path, leaf in flatten(step.state.params).items():
+        size = _bytes(leaf)
+        if "layers/" in path:
+            stacked, layer = stacked + size, layer + size / leaf.shape[0]
+        else:
+            others.append(min(size, 4 * PART) if alone else size)
+    return max(min(stacked, max(4 * PART, layer)), *others)
 
 
 @dataclass(frozen=True)

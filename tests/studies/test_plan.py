@@ -26,6 +26,7 @@ CASES = {
     "adapters on eight shards": (WIDE, {"lora": {"rank": 8}, "mesh": {"fsdp": 8}}, 256),
     "npo on eight shards": (WIDE, {"method": "npo", "mesh": {"fsdp": 8}}, 128),
     "replicas of shards": (QWEN, {"mesh": {"data": 2, "fsdp": 4}}, 256),
+    "micro-batches": (WIDE, {"train": {"batch_size": 16, "accumulate": 4}}, 128),
     "many small steps": (WIDE, {"train": {"batch_size": 2}, "optimizer": {"name": "lion"}}, 128),
 }
 
