@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 # tensorstore tells of a full disk as ValueError, Orbax of a failed thread as RuntimeError
 _FAILURES = (OSError, ValueError, RuntimeError)
 
+COPIED = 2**28
+"""Bytes of a state that is copied, on CPUs, to be saved while the run goes on. Larger ones are
+waited for: memory is what runs of large models lack there."""
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -78,6 +82,8 @@ class Checkpoints:
     def save(self, step: int, state: State, data: dict[str, Any]) -> None:
         """Start saving in the background; waits first for a save still in flight.
 
+        On CPUs a state above `COPIED` bytes is on disk when this returns.
+
         Args:
           step: steps taken so far.
           state: may be donated to the next step as soon as this returns.
@@ -87,8 +93,9 @@ class Checkpoints:
         """
         if step in self.steps():
             return
-        if jax.default_backend() == "cpu":
-            # host memory is shared with the device here, and the next step will overwrite it
+        shared = jax.default_backend() == "cpu"  # memory with the device: the next step overwrites
+        small = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) <= COPIED
+        if shared and small:
             state = jax.tree.map(jnp.copy, state)
         try:
             # tells of a failure of the save before, too
@@ -99,6 +106,8 @@ class Checkpoints:
             raise self._unwritten(error) from error
         if saved is None:
             raise UserError(f"checkpoint {step} in {self.folder} was refused by Orbax")
+        if shared and not small:
+            self.wait()
 
     def wait(self) -> None:
         """Block until every save is on disk."""

@@ -156,17 +156,18 @@ def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def put(tree: Any, placed: Any) -> Any:
+def put(tree: Any, placed: Any, *, donate: bool = False) -> Any:
     """Host arrays (whole on every process) -> device arrays with the given shardings.
 
     Args:
       tree: pytree of numpy or jax arrays, the same on every process.
       placed: one sharding, or a pytree of shardings of the same structure.
+      donate: jax arrays of the tree are given up, so that nothing is held twice.
     """
     if isinstance(placed, NamedSharding):
         placed = jax.tree.map(lambda _: placed, tree)
     if jax.process_count() == 1:
-        return jax.device_put(tree, placed)
+        return jax.device_put(tree, placed, donate=donate)
 
     def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)

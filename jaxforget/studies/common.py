@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxforget import config as configs
 from jaxforget.data.records import Record
 from jaxforget.data.sets import TokenisedSet, check_vocabulary
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.data.tokenise import tokenise_cached
+from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, lock, open_run, write_config
@@ -123,11 +125,23 @@ def load_model(config: Any) -> LanguageModel:
         except UserError as error:
             raise UserError(f"model: {folder}: {error}") from None
     else:
-        lm = load(config.model, dtype=config.dtype, compute=compute)
+        lm = load(config.model, dtype=config.dtype, compute=compute, mesh=_shared_mesh(config))
     if lm.tokenizer is None:
         raise UserError(f"model: {config.model} has no tokenizer; add its tokenizer.json")
     longest(config, lm)
     return lm
+
+
+def _shared_mesh(config: Any) -> Mesh | None:
+    """Where weights lie from the start, so that none of several devices ever holds all of them.
+
+    Several processes load by themselves: what only the first computes needs no other's devices.
+    """
+    wanted = getattr(config, "mesh", None)
+    if wanted is None or jax.process_count() > 1:
+        return None
+    mesh = meshes.make_mesh(wanted)
+    return mesh if mesh.size > 1 else None
 
 
 def longest(config: Any, lm: LanguageModel) -> int:

@@ -105,7 +105,7 @@ def train_injected(
 
     placed = meshes.shardings(jax.eval_shape(begin, trained), mesh)
     copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
-    state = jax.jit(begin, out_shardings=placed)(copies)
+    state = jax.jit(begin, out_shardings=placed, donate_argnums=0)(copies)
     objective = assemble({"nll": nll_part(TRAIN)}).objective
     step = plain(subject.lm.score, objective, combiner, transform, accumulate=settings.accumulate)
     compiled = compile_step(step, mesh, placed)

@@ -169,7 +169,9 @@ def train_population(
     mapped = _mapped(one, at_once, shared_data=not several)
     abstract = jax.eval_shape(begin, trained)
     placed = _stacked_shardings(abstract, mesh)
-    state = jax.jit(begin, out_shardings=placed)(meshes.put(trained, placed.params))
+    state = jax.jit(begin, out_shardings=placed, donate_argnums=0)(
+        meshes.put(trained, placed.params)
+    )
     compiled = compile_step(functools.partial(mapped, hyper), mesh, placed)
     rest = {"frozen": meshes.put(frozen, meshes.shardings(frozen, mesh)), "heads": heads}
     log.info("%d settings, %d bytes of state", count, sum(x.nbytes for x in jax.tree.leaves(state)))

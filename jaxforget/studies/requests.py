@@ -131,6 +131,8 @@ def fulfil(
             listen=events.progress,
             watched=work.watched,
             judging=judging,
+            # an edit, or a request after this one, starts from the same weights again
+            consume=len(work.requests) == 1 and method.edit is None and config.lora is None,
         )
         params = merge_lora(to_host(trained.params))
         if judging is not None and judging.select is not None:

@@ -247,11 +247,12 @@ def train_model(
     listen: Callable[[Progress], None] = lambda _: None,
     watched: frozenset[int] | None = None,
     judging: Judging | None = None,
+    consume: bool = False,
 ) -> Trained:
     """Train, logging to and resuming from the run directory.
 
     Args:
-      lm: starting point; its parameters stay as they are.
+      lm: starting point; its parameters stay as they are, unless consumed.
       sets: by role, with the reference columns the method needs.
       method: objective and combiner.
       request: where this is one of several requests; the state is carried on from the one before.
@@ -262,6 +263,7 @@ def train_model(
       listen: told of every logged step.
       watched: examples of which every step that sees one is recorded, see `recording`.
       judging: how it is evaluated while it goes on, or None.
+      consume: the arrays of `lm` that are trained become the state's, and are gone afterwards.
     """
     trained_on = {role: sets[role] for role in method.needs.roles}
     batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned)
@@ -273,19 +275,22 @@ def train_model(
     transform = transform_of(method, optimizer, *request.steps)
     step = step_of(lm, method, transform, settings, total)
     begin = first_state(method, transform, settings.seed)
-    placed = meshes.shardings(jax.eval_shape(begin, trained), mesh)
-    # copied: the state is donated, the caller's arrays must survive
-    copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
-    state = jax.jit(begin, out_shardings=placed)(copies)
+    shapes = jax.eval_shape(begin, trained)
+    placed = meshes.shardings(shapes, mesh)
     compiled = compile_step(step, mesh, placed)
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
     identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
-        restored = checkpoints.restore(state)
+        restored = checkpoints.restore(jax.tree.map(_at, shapes, placed))
         start, before = first, 0.0
-        if restored is None and request.index:
-            raise UserError(f"{run.path}: the checkpoints of the requests before are gone")
-        if restored is not None:
+        if restored is None:
+            if request.index:
+                raise UserError(f"{run.path}: the checkpoints of the requests before are gone")
+            # unless consumed they are copied: the state is donated, the caller's arrays survive
+            own = trained if consume else jax.tree.map(np.array, trained)
+            own = meshes.put(own, placed.params, donate=consume)
+            state = jax.jit(begin, out_shardings=placed, donate_argnums=0)(own)
+        else:
             if restored.step < first:
                 raise UserError(f"{run.path}: the checkpoint of step {first} is damaged or gone")
             _check_same(restored.data, identity, restored.step == first, run)
@@ -322,6 +327,10 @@ def train_model(
     seconds = before if start == first + steps else round(before + clock(), 3)
     trained = merge(frozen, state.params)
     return Trained(trained, first + steps, *watch.medians(), seconds, compiled.peak_bytes)
+
+
+def _at(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _prepared(state: State, placed: Any, method: Method, found: Material) -> State:

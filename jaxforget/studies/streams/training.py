@@ -169,7 +169,7 @@ class _Trainer:
 
         self.placed = meshes.shardings(jax.eval_shape(begin, self.trained), self.stream.mesh)
         copies = meshes.put(jax.tree.map(np.array, self.trained), self.placed.params)
-        state = jax.jit(begin, out_shardings=self.placed)(copies)
+        state = jax.jit(begin, out_shardings=self.placed, donate_argnums=0)(copies)
         restored = checkpoints.restore(state)
         if restored is None:
             forget_looks(self.stream.run, -1)  # of a run killed before its first checkpoint
