@@ -70,7 +70,7 @@ def for_peer(data: pathlib.Path, model: str, file: pathlib.Path) -> None:
     file.write_text(json.dumps(written))
 
 
-def ours(model: str, data: pathlib.Path, lane: str, dtype: str, accumulate: int) -> None:
+def ours(options: argparse.Namespace) -> None:
     """Our lane: as `peer/train.py`, numbers of steps in, lines of JSON out."""
     from jaxforget import methods
     from jaxforget.config import TrainConfig
@@ -87,15 +87,22 @@ def ours(model: str, data: pathlib.Path, lane: str, dtype: str, accumulate: int)
 
     keep_freed_memory()
     use_compile_cache(ROOT / "runs" / "programs")
+    lane, dtype = options.lane, options.dtype
     method = methods.from_config(LANES[lane])
-    lm = load(model, dtype="float32", compute=Compute(dtype=dtype, remat="dots"))
-    records, template = records_of(data), Template(kind="chat")
+    records, template = records_of(options.data), Template(kind="chat")
+
+    def loaded() -> Any:
+        how = Compute(dtype=dtype, remat=options.remat)
+        return load(options.model, dtype="float32", compute=how)
+
+    lm = loaded()
     with tempfile.TemporaryDirectory() as folder:
         tokenised = {
             role: tokenise(records[role], lm.tokenizer, template, max_length=LENGTH)
             for role in method.roles
         }
         sets = with_reference(lm, tokenised, method.needs, folder=pathlib.Path(folder) / "cache")
+        del lm
         for turn, line in enumerate(sys.stdin):
             steps, marks = int(line), []
 
@@ -105,24 +112,25 @@ def ours(model: str, data: pathlib.Path, lane: str, dtype: str, accumulate: int)
                 marks.append((time.perf_counter(), time.process_time(), tokens))
 
             train_model(
-                lm,
+                loaded(),
                 sets,
                 method,
                 run=open_run(pathlib.Path(folder) / f"run-{turn}", resume="never"),
                 settings=TrainConfig(
                     steps=steps + 1,
                     batch_size=BATCH,
-                    accumulate=accumulate,
+                    accumulate=options.accumulate,
                     compute=dtype,
                     log_every=steps + 1,
                     trainable=RMU_TRAINS if lane == "rmu" else None,
                     seed=turn,
                 ),
-                optimizer=OptimizerConfig(learning_rate=1e-5),
+                optimizer=OptimizerConfig(learning_rate=1e-5, moments=options.moments),
                 lora=None,
                 mesh=make_mesh(MeshConfig()),
                 clock=time.perf_counter,
                 listen=mark,
+                consume=True,
             )
             (begin, cpu, _), (end, cpu_end, tokens) = marks
             told = {"seconds": end - begin, "cpu": cpu_end - cpu, "tokens": tokens * steps}
@@ -167,6 +175,7 @@ def compare(lane: str, options: Any, model: str, rows: pathlib.Path) -> dict[str
     """Both lanes of a method in turn."""
     own = [sys.executable, __file__, "--lane", lane, "--data", options.data, "--model", model]
     own += ["--dtype", options.dtype, "--accumulate", options.accumulate]
+    own += ["--remat", options.remat, "--moments", options.moments]
     script = ROOT / "benchmarks" / "peer" / "train.py"
     peer = [options.peer_python, script, model, rows, lane, options.threads, options.dtype]
     lanes = {"ours": Lane(own, options.threads), "peer": Lane(peer, options.threads)}
@@ -208,8 +217,10 @@ def main() -> None:
     parser.add_argument("--lanes", nargs="*", choices=list(LANES), default=list(LANES))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--accumulate", type=int, default=1, help="micro-batches of our steps; the peer has 4"
+        "--accumulate", type=int, default=4, help="micro-batches of our steps; the peer has 4"
     )
+    parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
+    parser.add_argument("--moments", default="float32", choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--steps", type=int, default=4, help="of each lane in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--threads", type=int, default=1)
@@ -217,7 +228,7 @@ def main() -> None:
     parser.add_argument("--lane", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lane:
-        ours(options.model, options.data, options.lane, options.dtype, options.accumulate)
+        ours(options)
         return
     from rich.console import Console
 
@@ -236,9 +247,8 @@ def main() -> None:
     for lane in options.lanes:
         print(f"{lane} ...", file=sys.stderr, flush=True)
         found.append(compare(lane, options, model, rows))
-        asked = {
-            name: getattr(options, name) for name in ("dtype", "threads", "steps", "accumulate")
-        }
+        chosen = ("dtype", "threads", "steps", "accumulate", "remat", "moments")
+        asked = {name: getattr(options, name) for name in chosen}
         about = {**environment(), **asked, "model": pathlib.Path(model).name}
         table = [told(each) for each in found]
         write_json(options.out / "throughput.json", {**about, "table": table, "lanes": found})

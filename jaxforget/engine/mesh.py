@@ -26,6 +26,8 @@ AXES = ("data", "fsdp", "tensor")
 
 type Rules = Sequence[tuple[str, P]]
 
+_STORED = re.compile(r"/(codes|row_max)$")
+
 # First match on the path wins; an axis that does not divide its dimension is dropped.
 DECODER_RULES: Rules = (
     (r"(^|/)(embed|head)/w$", P("tensor", "fsdp")),
@@ -106,14 +108,15 @@ def row_shards(mesh: Mesh | AbstractMesh) -> int:
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = DECODER_RULES) -> Any:
     """A `NamedSharding` for every leaf of any pytree, found by the leaf's path.
 
-    Optimizer moments inherit their parameter's rule because their paths end the same way.
+    Optimizer moments inherit their parameter's rule because their paths end the same way, or would
+    but for the names of what they are stored as (`moments.RowCodes`).
     Leaves that no rule names are divided along their largest dimension over `fsdp` when they are
     matrices of at least 2^16 elements, and replicated otherwise.
     """
     dropped: set[str] = set()
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name, shape = path_string(path), tuple(leaf.shape)
+        name, shape = _STORED.sub("", path_string(path)), tuple(leaf.shape)
         return NamedSharding(
             mesh, _fit(_spec(name, shape, mesh, rules), shape, mesh, name, dropped)
         )
@@ -140,7 +143,7 @@ def _fit(
     axes = []
     for size, axis in zip(shape, spec, strict=False):
         divides = axis is None or size % mesh.shape[axis] == 0
-        if not divides:
+        if not divides and size > 1:
             dropped.add(name)
         axes.append(axis if divides else None)
     return P(*axes)

@@ -11,6 +11,7 @@ import optax
 from annotated_types import Ge, Gt, Le
 
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.moments import stored_as
 from jaxforget.engine.partwise import Entrywise, entrywise
 from jaxforget.engine.tree import path_string
 
@@ -30,6 +31,8 @@ class OptimizerConfig:
       beta1, beta2, epsilon: of adamw and lion (lion has no epsilon).
       momentum: of sgd.
       clip_norm: largest global gradient norm; None: no clipping.
+      moments: how moments are stored between steps: "float32", "bfloat16" (half the bytes) or
+        "int8" (a quarter); the latter two by stochastic rounding, see `moments.stored_as`.
     """
 
     name: Literal["adamw", "sgd", "lion"] = "adamw"
@@ -43,6 +46,7 @@ class OptimizerConfig:
     epsilon: Annotated[float, Gt(0)] = 1e-8
     momentum: Annotated[float, Ge(0), Le(1)] = 0.0
     clip_norm: Annotated[float, Gt(0)] | None = 1.0
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
 type Schedule = Callable[[Any], Any]
@@ -95,6 +99,8 @@ def make_optimizer(
     if config.name == "sgd":
         if config.weight_decay:
             raise UserError("optimizer.weight_decay: sgd takes none here; use adamw or lion")
+        if config.moments != "float32" and not config.momentum:
+            raise UserError("optimizer.moments: sgd without optimizer.momentum has none")
         core = optax.sgd(schedule, momentum=config.momentum or None)
     elif config.momentum:
         raise UserError(f"optimizer.momentum: only sgd uses it, not {config.name}; set beta1")
@@ -111,7 +117,7 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=decayed,
         )
-    return entrywise(core, config.clip_norm)
+    return entrywise(stored_as(core, config.moments), config.clip_norm)
 
 
 _UNDECAYED = re.compile(r"(norm[^/]*/|/b$|(^|/)bias$|embed/pos$|/scale$)")
