@@ -19,7 +19,11 @@ from jaxforget.studies.common import Events, Stopwatch
 
 KINDS = {
     "plain": {},
-    "accumulated": {"train": {"accumulate": 3}, "method": "kl_min"},
+    "accumulated": {
+        "train": {"accumulate": 3},
+        "method": "kl_min",
+        "optimizer": {"moments": "int8"},
+    },
     "lora": {"lora": {"rank": 4}},
 }
 SHORT = {"steps": 12, "save_every": 5, "log_every": 5}
