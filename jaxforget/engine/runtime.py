@@ -19,6 +19,7 @@ _CPU_ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_c
 # M_MMAP_MAX: nothing is mapped by itself; M_TRIM_THRESHOLD: bytes kept at the end of the heap;
 # M_TOP_PAD: bytes that it grows by
 _KEEP = {-4: 0, -1: 2**31 - 1, -2: 2**26}
+_GIVE_BACK = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's own, and its M_MMAP_THRESHOLD
 # M_ARENA_MAX: threads share the main heap; one of their own ends at 64 MiB and is given back
 _ONE_ARENA = (-8, 1)
 
@@ -77,6 +78,28 @@ def keep_freed_memory() -> bool:
     if jax.default_backend() != "cpu":
         return False
     return all(mallopt(option, value) == 1 for option, value in _KEEP.items())
+
+
+LARGE = 2**28
+"""Bytes of weights from which on memory matters more than the clearing of pages."""
+
+
+def give_back_freed_memory() -> bool:
+    """Undo `keep_freed_memory`, and give back what is kept.
+
+    Large models: what a program frees is in pieces that the next one's buffers do not fit into, so
+    that the heap of a process that keeps them grows to half as much again; and next to their
+    arithmetic the clearing of pages is nothing.
+
+    Returns:
+      Whether it was done: see `keep_freed_memory`.
+    """
+    if not keep_freed_memory():
+        return False
+    libc = ctypes.CDLL(None)
+    done = all(libc.mallopt(option, value) == 1 for option, value in _GIVE_BACK.items())
+    libc.malloc_trim(0)
+    return done
 
 
 def use_compile_cache(folder: str | pathlib.Path | None) -> None:

@@ -8,11 +8,13 @@ import sys
 import pytest
 
 SCRIPT = """
-import resource
+import resource, sys
 import jax, jax.numpy as jnp
-from jaxforget.engine.runtime import keep_freed_memory
+from jaxforget.engine.runtime import give_back_freed_memory, keep_freed_memory
 jax.config.update("jax_platforms", "cpu")
 kept = keep_freed_memory()
+if "large" in sys.argv:
+    assert give_back_freed_memory() == kept
 program = jax.jit(lambda x: x + 1.0)
 x = jnp.zeros((4096, 4096))
 for _ in range(20):
@@ -28,19 +30,20 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_programs_free_is_kept_unless_forbidden():
     """Pages of a 64 MiB result are touched anew at every call, or only at the first."""
     found = {}
-    for setting in ("1", "0"):
+    for setting, size in (("1", "small"), ("1", "large"), ("0", "small"), ("0", "large")):
         environment = {**os.environ, "JAXFORGET_KEEP_MEMORY": setting}
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
+            [sys.executable, "-c", SCRIPT, size],
             env=environment,
             capture_output=True,
             text=True,
             check=True,
         )
         kept, faults = done.stdout.split()
-        found[setting] = kept == "True", int(faults)
-    assert found["1"][0] and not found["0"][0]
-    assert found["1"][1] < 0.5 * found["0"][1]
+        assert kept == str(setting == "1")
+        found[setting, size] = int(faults)
+    kept = found.pop(("1", "small"))
+    assert kept < 0.5 * min(found.values())
 
 
 IMPORTS = """
