@@ -21,6 +21,7 @@ from jaxforget.combiners.vectors import cosine, dot, gram, norm, subtract, zeros
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import Combiner, Metrics
+from jaxforget_kernels import extend_orthonormal, project_out
 
 
 def agem(weights: Mapping[str, float], *, memory: str = "replay") -> Combiner:
@@ -178,7 +179,8 @@ def ogd(
         return BasisState(basis, jnp.zeros((), jnp.int32))
 
     def remove(x: Params, state: BasisState) -> tuple[Params, BasisState, Metrics]:
-        moved, removed = _outside(x, state)
+        moved = _outside(x, state)
+        removed = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b, x, moved)
         share = jnp.where(norm(x) > 0, norm(removed) / jnp.maximum(norm(x), 1e-30), 0.0)
         return (
             moved,
@@ -219,44 +221,25 @@ def extend_basis(state: BasisState, gradient: Params, *, least: float = 1e-3) ->
     Returns:
       The state with one more direction, or the same.
     """
-    rest, _ = _outside(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), state)
-    length, size = norm(rest), norm(gradient)
-    room = state.count < jax.tree.leaves(state.basis)[0].shape[0]
-    enters = room & (length > least * size) & jnp.isfinite(length)
-
-    def leaf(stack: Array, new: Array) -> Array:
-        rows = jnp.arange(stack.shape[0]).reshape(-1, *(1,) * new.ndim) == state.count
-        unit = new / jnp.maximum(length, 1e-30)
-        return jnp.where(enters & rows, unit[None], stack)
-
-    basis = jax.tree.map(leaf, state.basis, rest)
-    return BasisState(basis, state.count + enters.astype(jnp.int32))
-
-
-def _outside(x: Params, state: BasisState) -> tuple[Params, Params]:
-    """(x without its part in the span, that part), twice: once leaves the rounding of the first."""
-    highest = jax.lax.Precision.HIGHEST
-
-    def once(tree: Params) -> Params:
-        parts = jax.tree.map(
-            lambda u, v: jnp.tensordot(u, v.astype(jnp.float32), axes=v.ndim, precision=highest),
-            state.basis,
-            tree,
-        )
-        shares = sum(jax.tree.leaves(parts), jnp.zeros((), jnp.float32))
-        return jax.tree.map(
-            lambda u: jnp.tensordot(shares, u, axes=1, precision=highest), state.basis
-        )
-
-    wide = jax.tree.map(lambda v: v.astype(jnp.float32), x)
-    first = once(wide)
-    near = jax.tree.map(jnp.subtract, wide, first)
-    second = once(near)
-    empty = state.count == 0
-    moved = jax.tree.map(
-        lambda v, n, s: jnp.where(empty, v, (n - s).astype(v.dtype)), x, near, second
+    leaves, structure = jax.tree.flatten(state.basis)
+    grown, count = extend_orthonormal(
+        leaves, state.count, structure.flatten_up_to(gradient), least=least
     )
-    return moved, jax.tree.map(jnp.add, first, second)
+    return BasisState(structure.unflatten(grown), count)
+
+
+def _outside(x: Params, state: BasisState) -> Params:
+    """x without its part in the span, twice: once leaves the rounding of the first."""
+    basis, structure = jax.tree.flatten(state.basis)
+    leaves = structure.flatten_up_to(x)
+    wide = [leaf.astype(jnp.float32) for leaf in leaves]
+    rest = project_out(basis, project_out(basis, wide))
+    return structure.unflatten(
+        [
+            jnp.where(state.count == 0, leaf, new.astype(leaf.dtype))
+            for leaf, new in zip(leaves, rest, strict=True)
+        ]
+    )
 
 
 def _rectified(who: str, weights: Mapping[str, float], memory: str, smoothing: float) -> Combiner:
