@@ -214,6 +214,9 @@ def main() -> None:
         found = ours(model, options.data, options.share, options.compute, options.batch)
         pathlib.Path(options.lane).write_text(json.dumps(found))
         return
+    from jaxforget.engine.files import write_json
+    from jaxforget.studies.common import environment
+
     if not options.model and not folder.exists():
         make_model(options.data, folder, options.steps)
     if options.taught:
@@ -236,7 +239,17 @@ def main() -> None:
             given = [plain, sets, file, options.threads, options.compute]
             _run([options.peer_python, script, *given], options.threads)
             rounds["peer"].append(json.loads(file.read_text()))
-    print(json.dumps(_told(rounds, options), indent=1))
+    found = {**environment(), **_told(rounds, options)}
+    found["table"] = [_row(found)]
+    write_json(options.out / "evaluation.json", found)
+    print(json.dumps(found, indent=1))
+
+
+def _row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `run.py` shows of it: medians of the ratios."""
+    ratios = {name: each for name, each in found.items() if " over peer, " in name}
+    kept = {name: found[name] for name in ("threads", "share", "compute", "batch")}
+    return kept | {name: round(statistics.median(each), 3) for name, each in ratios.items()}
 
 
 def _plain(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:

@@ -29,3 +29,11 @@ def matmul_flops(dtype: str) -> float:
     left = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(lambda a: a @ a, compiler_options=compiler_options())
     return 2 * size**3 / seconds_of(lambda: product(left))
+
+
+def copy_bytes() -> float:
+    """Bytes/s read and written by a sum with a constant over an array larger than any cache."""
+    size = 2**26 if jax.default_backend() == "cpu" else 2**29
+    array = jnp.zeros(size, jnp.float32)
+    add = jax.jit(lambda a: a + 1.0)
+    return 2 * array.nbytes / seconds_of(lambda: add(array))
