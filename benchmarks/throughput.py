@@ -151,8 +151,8 @@ def ours(options: argparse.Namespace) -> None:
 class Lane:
     """A process that takes steps when asked, on as many cores as it has threads."""
 
-    def __init__(self, command: Sequence[Any], threads: int) -> None:
-        cores = ",".join(map(str, range(threads)))
+    def __init__(self, command: Sequence[Any], threads: int, first: int) -> None:
+        cores = ",".join(map(str, range(first, first + threads)))
         prefix = ["taskset", "-c", cores] if sys.platform == "linux" else []
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen([*prefix, *map(str, command)], **pipes)
@@ -187,7 +187,8 @@ def compare(lane: str, options: Any, model: str, rows: pathlib.Path) -> dict[str
     own += ["--remat", options.remat, "--moments", options.moments]
     script = ROOT / "benchmarks" / "peer" / "train.py"
     peer = [options.peer_python, script, model, rows, lane, options.threads, options.dtype]
-    lanes = {"ours": Lane(own, options.threads), "peer": Lane(peer, options.threads)}
+    where = options.threads, options.first_core
+    lanes = {"ours": Lane(own, *where), "peer": Lane(peer, *where)}
     turns: list[dict[str, dict[str, float]]] = []
     for _ in range(options.rounds + 1):
         turns.append({name: each.steps(options.steps) for name, each in lanes.items()})
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of each lane in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--first-core", type=int, default=0, help="of those that both lanes use")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "throughput")
     parser.add_argument("--lane", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -20,7 +20,7 @@ from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.studies.abstract import AbstractStep
 
 _BLOCK = 2**29  # bytes of a block of logits on accelerators, see the kernels' block lengths
-_HOST_BLOCK = 2**26  # and on CPUs
+_HOST_BLOCK, _HOST_WHOLE = 2**26, 2**28  # and on CPUs, and of one block without a loop
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ def _transient(
     kept = item * tokens * (floats.saved * cfg.layers)
     slots = max(batch.max_targets or length for batch in step.batches.values())
     every = 4.0 * rows * slots * cfg.vocab_size / tensor
-    logits, looped = min(block, every), every > block
+    looped = every > (_HOST_WHOLE if block == _HOST_BLOCK else block)
+    logits = min(block, every) if looped else every
     copies = (1 if settings.accumulate > 1 else 0) * trained
     if gathered:  # whole weights on every device, in two layouts, and their gradient
-        at_head = kept + logits + item * head * (3 if looped else 1)
+        at_head = kept + (1 if looped else 1.5) * logits + item * head * (3 if looped else 1)
         at_head += 4 * head if learns_head or not looped else 0.0
     else:
         at_head = kept + (3 if looped else 2) * logits

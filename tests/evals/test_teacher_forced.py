@@ -119,6 +119,7 @@ def test_one_pass_gives_everything_and_keeps_no_distribution(lm, tokenised, monk
     rows, slots, vocab = len(batch.tokens), batch.max_targets, lm.config.vocab_size
     assert slots is not None
     monkeypatch.setattr(blocks, "CPU_BUDGET", rows * slots // 4 * vocab)
+    monkeypatch.setattr(blocks, "CPU_WHOLE", 0)
 
     def score(params, rows, **options):
         calls.append(options)

@@ -73,7 +73,8 @@ def linear_cross_entropy(
       bias: `[V]` or None; -inf forbids a word.
       softcap: logits become softcap * tanh(logits / softcap), bias included; None: unchanged.
       stats: also return statistics of each position's distribution, without gradient.
-      block: positions of T that are in memory at once as `[..., block, V]` logits, static.
+      block: positions of T that are in memory at once as `[..., block, V]` logits, static; as many
+        logits, of all positions and some words, in the backward pass on one device.
         None: chosen by `blocks.block_length`, all of T where that is small.
     Returns:
       float32 `[..., T]`, nats; with `stats` a pair of it and (hit, mean, second_moment), each
@@ -82,6 +83,8 @@ def linear_cross_entropy(
     Raises:
       ValueError: shapes that do not fit, or `block` < 1.
 
+    Over several devices call it under `jax.set_mesh`: blocks are of positions then alone, so that
+    rows and words may lie anywhere.
     Differentiable in `hidden`, `weight` and `bias`: in reverse (any cotangent), and forward over
     reverse; plain forward mode is not defined. Between the passes only the arguments and one
     logsumexp a position are kept. Where one block holds all of T, XLA merges the recomputed

@@ -1,7 +1,9 @@
 """Blocked form: no array of positions x vocabulary outlives its block, forward or backward.
 
 The backward pass recomputes a block's logits from the hidden states and the saved logsumexp:
-one more product than autodiff, and O(T) instead of O(T V) memory.
+one more product than autodiff, and O(T) instead of O(T V) memory. On one device its blocks are of
+words, not positions: each word's gradient is then made once, and the weight is read once; over
+several devices every one of them would walk through the others' words.
 """
 
 from functools import partial
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxforget_kernels.blocks import scan_blocks
+from jaxforget_kernels.blocks import on_one_device, scan_blocks
 from jaxforget_kernels.projection import logits, pull_back
 
 type Answer = tuple[Array, tuple[Array, Array, Array] | None]
@@ -97,6 +99,12 @@ def _backward(
     # the statistics have no gradient, and neither has a target outside the vocabulary
     inside = (targets >= 0) & (targets < vocab)
     seed = jnp.where(inside, cotangent[0], 0.0)
+    if block < targets.shape[1] and on_one_device():
+        width = -(-vocab * block // targets.shape[1])  # as many logits at once
+        to_hidden, to_weight, to_bias = _by_words(
+            hidden, cast, bias, targets, lse, seed, softcap, width
+        )
+        return _as_given(hidden, weight, bias, to_hidden, to_weight, to_bias)
 
     def body(
         carry: tuple[Array, Array], blocks: tuple[Array, Array, Array], g: Array
@@ -113,8 +121,60 @@ def _backward(
 
     zeros = jnp.zeros(weight.shape, jnp.float32), jnp.zeros((vocab,), jnp.float32)
     (to_weight, to_bias), to_hidden = scan_blocks(body, zeros, block, (hidden, targets, lse), seed)
-    bias_gradient = None if bias is None else to_bias.astype(bias.dtype)
-    return to_hidden, to_weight.astype(weight.dtype), bias_gradient, None
+    return _as_given(hidden, weight, bias, to_hidden, to_weight, to_bias)
+
+
+def _as_given(
+    hidden: Array,
+    weight: Array,
+    bias: Array | None,
+    to_hidden: Array,
+    to_weight: Array,
+    to_bias: Array,
+) -> tuple[Array, Array, Array | None, None]:
+    """Gradients in the shapes and dtypes of what they belong to; targets have none."""
+    of_bias = None if bias is None else to_bias.astype(bias.dtype)
+    of_hidden = to_hidden.astype(hidden.dtype).reshape(hidden.shape)
+    return of_hidden, to_weight.astype(weight.dtype), of_bias, None
+
+
+def _by_words(
+    hidden: Array,
+    weight: Array,
+    bias: Array | None,
+    targets: Array,
+    lse: Array,
+    seed: Array,
+    softcap: float | None,
+    width: int,
+) -> tuple[Array, Array, Array]:
+    """Gradients of states `[N T, D]`, weight `[V, D]` and bias `[V]`, made `width` words at a time.
+
+    From the last words to the first: where `width` does not divide V, the last block reaches back
+    into the words of the one before, with gradients of 0, which that one then overwrites.
+    """
+    vocab, size = weight.shape
+    flat = hidden.reshape(-1, size)
+    wanted, total, g = (each.reshape(-1, 1) for each in (targets, lse, seed))
+    count = -(-vocab // width)
+
+    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        to_hidden, to_weight, to_bias = carry
+        own = (count - 1 - i) * width
+        start = jnp.minimum(own, vocab - width)
+        some = jax.lax.dynamic_slice_in_dim(weight, start, width)
+        its = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, start, width)
+        z = logits(flat, some, its, softcap)
+        word = start + jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
+        dz = g * ((word == wanted).astype(jnp.float32) - jnp.exp(z - total))
+        dz = jnp.where(word >= own, dz, 0.0)
+        more, rows, column = pull_back(dz, z, flat, some, softcap)
+        put = jax.lax.dynamic_update_slice_in_dim
+        to_weight = put(to_weight, rows.astype(weight.dtype), start, 0)
+        return to_hidden + more, to_weight, put(to_bias, column, start, 0)
+
+    zeros = jnp.zeros(flat.shape, jnp.float32), jnp.zeros_like(weight), jnp.zeros(vocab)
+    return jax.lax.fori_loop(0, count, body, zeros)
 
 
 blocked.defvjp(_forward, _backward)
