@@ -19,6 +19,7 @@ _CPU_ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_c
 # M_MMAP_MAX: nothing is mapped by itself; M_TRIM_THRESHOLD: bytes kept at the end of the heap;
 # M_TOP_PAD: bytes that it grows by
 _KEEP = {-4: 0, -1: 2**31 - 1, -2: 2**26}
+_GIVING: list[bool] = []  # what `give_back_freed_memory` answered
 _GIVE_BACK = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's own, and its M_MMAP_THRESHOLD
 # M_ARENA_MAX: threads share the main heap; one of their own ends at 64 MiB and is given back
 _ONE_ARENA = (-8, 1)
@@ -96,10 +97,19 @@ def give_back_freed_memory() -> bool:
     """
     if not keep_freed_memory():
         return False
-    libc = ctypes.CDLL(None)
-    done = all(libc.mallopt(option, value) == 1 for option, value in _GIVE_BACK.items())
-    libc.malloc_trim(0)
-    return done
+    mallopt = ctypes.CDLL(None).mallopt
+    _GIVING.append(all(mallopt(option, value) == 1 for option, value in _GIVE_BACK.items()))
+    trim_freed_memory()
+    return _GIVING[-1]
+
+
+def trim_freed_memory() -> None:
+    """Give back what lies free in the heap, once `give_back_freed_memory` was called.
+
+    Compilers, for one, leave some hundred MiB there in small pieces.
+    """
+    if _GIVING:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def use_compile_cache(folder: str | pathlib.Path | None) -> None:

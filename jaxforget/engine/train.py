@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.mesh import replicated
-from jaxforget.engine.runtime import compiler_options
+from jaxforget.engine.runtime import compiler_options, trim_freed_memory
 from jaxforget.engine.step import Step
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import Batches, Metrics, Reference, State
@@ -91,6 +91,7 @@ class CompiledStep:
         if self._program is None:
             self._program = self.program(*arguments)
             self.peak_bytes = _bytes_of(self._program.memory_analysis())
+            trim_freed_memory()
         return self._program(*arguments)
 
     def program(self, *arguments: Any) -> Any:

@@ -102,7 +102,7 @@ def _backward(
     if block < targets.shape[1] and on_one_device():
         width = -(-vocab * block // targets.shape[1])  # as many logits at once
         to_hidden, to_weight, to_bias = _by_words(
-            hidden, cast, bias, targets, lse, seed, softcap, width
+            hidden, weight, bias, targets, lse, seed, softcap, width
         )
         return _as_given(hidden, weight, bias, to_hidden, to_weight, to_bias)
 

@@ -1,4 +1,7 @@
-"""Blocked form: no array of positions x vocabulary outlives its block, forward or backward."""
+"""Blocked form: no array of positions x vocabulary outlives its block, forward or backward.
+
+On one device the backward pass' blocks are of words, not positions, see `cross_entropy.xla`.
+"""
 
 from functools import partial
 
@@ -6,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxforget_kernels.blocks import scan_blocks
+from jaxforget_kernels.blocks import on_one_device, scan_blocks
 from jaxforget_kernels.projection import logits, pull_back
 
 type Side = tuple[Array, Array, Array | None]
@@ -59,6 +62,11 @@ def _backward(
 ) -> tuple[Side, Side]:
     p, q, kl, lse_p, lse_q = saved
     weight_p, weight_q = _cast(p), _cast(q)
+    length = cotangent.shape[1]
+    if block < length and on_one_device():
+        width = -(-p[1].shape[0] * block // length)  # as many logits at once
+        (to_p, more_p), (to_q, more_q) = _by_words(saved, cotangent, softcaps, width)
+        return _side(p, to_p, more_p), _side(q, to_q, more_q)
 
     def body(carry: tuple, blocks: tuple, g: Array) -> tuple[tuple, tuple[Array, Array]]:
         hidden_p, hidden_q, *columns = blocks
@@ -66,11 +74,9 @@ def _backward(
         rows_p, rows_q, g = _rows(hidden_p), _rows(hidden_q), g.reshape(-1, 1)
         zp = logits(rows_p, weight_p, p[2], softcaps[0])
         zq = logits(rows_q, weight_q, q[2], softcaps[1])
-        logp, logq = zp - total_p, zq - total_q
-        prob = jnp.exp(logp)
-        gap = jnp.where(prob > 0, logp - logq, 0.0)
-        dp, *more_p = pull_back(g * prob * (gap - divergence), zp, rows_p, weight_p, softcaps[0])
-        dq, *more_q = pull_back(g * (jnp.exp(logq) - prob), zq, rows_q, weight_q, softcaps[1])
+        seed_p, seed_q = _seeds(zp - total_p, zq - total_q, divergence, g)
+        dp, *more_p = pull_back(seed_p, zp, rows_p, weight_p, softcaps[0])
+        dq, *more_q = pull_back(seed_q, zq, rows_q, weight_q, softcaps[1])
         carry = jax.tree.map(jnp.add, carry, (more_p, more_q))
         to_hidden = dp.reshape(hidden_p.shape), dq.reshape(hidden_q.shape)
         return carry, (to_hidden[0].astype(hidden_p.dtype), to_hidden[1].astype(hidden_q.dtype))
@@ -81,6 +87,59 @@ def _backward(
         body, (zeros[0], zeros[1]), block, repeated, cotangent
     )
     return _side(p, to_p, more_p), _side(q, to_q, more_q)
+
+
+def _seeds(logp: Array, logq: Array, divergence: Array, g: Array) -> tuple[Array, Array]:
+    """Cotangents of the logits of p and q, from those of the divergence."""
+    prob = jnp.exp(logp)
+    gap = jnp.where(prob > 0, logp - logq, 0.0)
+    return g * prob * (gap - divergence), g * (jnp.exp(logq) - prob)
+
+
+def _by_words(
+    saved: tuple, cotangent: Array, softcaps: tuple[float | None, float | None], width: int
+) -> list[tuple[Array, list[Array]]]:
+    """Of p and q: gradients of hidden states, and of weight and bias, `width` words at a time."""
+    *sides, kl, lse_p, lse_q = saved
+    divergence, g = kl.reshape(-1, 1), cotangent.reshape(-1, 1)
+    totals = lse_p.reshape(-1, 1), lse_q.reshape(-1, 1)
+    vocab = sides[0][1].shape[0]
+    count = -(-vocab // width)
+
+    def body(i: Array, carry: list) -> list:
+        own = (count - 1 - i) * width
+        start = jnp.minimum(own, vocab - width)  # the last block reaches back, see `cross_entropy`
+        parts = []
+        for side, softcap in zip(sides, softcaps, strict=True):
+            weight = jax.lax.dynamic_slice_in_dim(side[1], start, width)
+            its = side[2]
+            its = None if its is None else jax.lax.dynamic_slice_in_dim(its, start, width)
+            parts.append((weight, logits(_rows(side[0]), weight, its, softcap)))
+        normal = [z - total for (_, z), total in zip(parts, totals, strict=True)]
+        word = start + jax.lax.broadcasted_iota(jnp.int32, normal[0].shape, 1)
+        made = []
+        seeds = _seeds(normal[0], normal[1], divergence, g)
+        for k, (weight, z) in enumerate(parts):
+            to_hidden, (to_weight, to_bias) = carry[k]
+            seed = jnp.where(word >= own, seeds[k], 0.0)
+            more, rows, column = pull_back(seed, z, _rows(sides[k][0]), weight, softcaps[k])
+            put = jax.lax.dynamic_update_slice_in_dim
+            to_weight = put(to_weight, rows.astype(to_weight.dtype), start, 0)
+            made.append((to_hidden + more, [to_weight, put(to_bias, column, start, 0)]))
+        return made
+
+    zeros = [
+        (
+            jnp.zeros(_rows(hidden).shape, jnp.float32),
+            [jnp.zeros_like(weight), jnp.zeros(vocab)],
+        )
+        for hidden, weight, _ in sides
+    ]
+    found = jax.lax.fori_loop(0, count, body, zeros)
+    return [
+        (to_hidden.astype(side[0].dtype).reshape(side[0].shape), more)
+        for (to_hidden, more), side in zip(found, sides, strict=True)
+    ]
 
 
 def _cast(side: Side) -> Array:
