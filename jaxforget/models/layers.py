@@ -218,7 +218,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Arr
       `[B, L, H, h]` in the dtype of `q`.
     """
     length, keys = mask.shape[1:]
-    size = max(_STRETCH, -(-length // _STRETCHES))
+    size = max(_STRETCH, min(-(-length // _STRETCHES), max(_LONG, -(-length // _MOST))))
     if keys != length or length < 2 * _STRETCH:
         return _attend(q, k, v, mask, cfg)
     ends = [min(begin + size, length) for begin in range(0, length, size)]
@@ -229,7 +229,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Arr
     return jnp.concatenate(parts, axis=1)
 
 
-_STRETCH, _STRETCHES = 128, 4  # least length of one, and most of them in a row
+_STRETCH, _STRETCHES = 128, 4  # least length of one, and how many there are in a row
+_LONG, _MOST = 512, 16  # of rows beyond 2048: a length at most, while there are no more than these
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Array:

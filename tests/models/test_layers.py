@@ -110,7 +110,7 @@ def test_attention_equals_its_formula_with_grouped_heads(cap):
     np.testing.assert_allclose(y, oracle_attention(q, k, v, mask, 0.5, cap), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [256, 300, 700])
+@pytest.mark.parametrize("length", [256, 300, 700, 2200])
 def test_long_rows_attend_in_stretches_as_their_formula_says(length):
     """Three stretches, the last of which grows from the first; values and gradients."""
     cfg = BASE
