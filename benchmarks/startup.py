@@ -55,9 +55,11 @@ def rows(rounds: int) -> list[dict[str, Any]]:
 def _first_step(world: pathlib.Path, name: str) -> float:
     """Seconds from the command to the logged first step of GradDiff."""
     run = world / f"run-{name}"
-    command = [sys.executable, "-m", "jaxforget", "unlearn", f"model={world / 'model'}"]
-    command += [f"{role}={world / role}.jsonl" for role in ("forget", "retain")]
-    command += ["method=graddiff", f"run_dir={run}", "train.steps=1"]
+    config = {name: str(world / f"{name}.jsonl") for name in ("forget", "retain")}
+    config |= {"model": str(world / "model"), "run_dir": str(run), "method": "graddiff"}
+    file = world / "config.yaml"
+    file.write_text(json.dumps(config))  # which is YAML, too
+    command = [sys.executable, "-m", "jaxforget", "unlearn", str(file), "train.steps=1"]
     begin = time.time()
     done = subprocess.run(
         command,
