@@ -30,7 +30,7 @@ SMOLLM2 = {
     "max_position_embeddings": 8192,
     "hidden_act": "silu",
 }
-METHODS = ("npo", "kl_min", "undial", "dpo", "graddiff + gu", "ofmu inner, differences")
+METHODS = ("npo", "kl_min", "undial", "dpo", "graddiff + gu", "ofmu outer, differences")
 SETTINGS: dict[str, dict[str, Any]] = {
     "remat: none": {"train": {"remat": "none"}},
     "remat: full": {"train": {"remat": "full"}},

@@ -115,7 +115,9 @@ def _each_alone(
             found, more = objective(score, trained, batches, reference)
             return found[name], more
 
-        (terms[name], more), gradients[name] = jax.value_and_grad(term, has_aux=True)(params)
+        (terms[name], more), gradient = jax.value_and_grad(term, has_aux=True)(params)
+        # one pass after the other, or the activations of all are held at once
+        gradients[name], params = jax.lax.optimization_barrier((gradient, params))
         metrics |= more
     return gradients, terms, metrics
 
