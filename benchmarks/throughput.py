@@ -126,11 +126,11 @@ def ours(options: argparse.Namespace) -> None:
                 method,
                 run=open_run(pathlib.Path(folder) / f"run-{turn}", resume="never"),
                 settings=TrainConfig(
-                    steps=steps + 1,
+                    steps=steps + 2,
                     batch_size=BATCH,
                     accumulate=options.accumulate,
                     compute=dtype,
-                    log_every=steps + 1,
+                    log_every=1,
                     trainable=RMU_TRAINS if lane == "rmu" else None,
                     seed=turn,
                 ),
@@ -141,8 +141,14 @@ def ours(options: argparse.Namespace) -> None:
                 listen=mark,
                 consume=True,
             )
-            (begin, cpu, _), (end, cpu_end, tokens) = marks
-            told = {"seconds": end - begin, "cpu": cpu_end - cpu, "tokens": tokens * steps}
+            # a step is told of when the next one is under way, or, where that blocks, done: so
+            # many steps lie between the first and the last but one in either case
+            begin, end = marks[0], marks[-2]
+            told = {
+                "seconds": end[0] - begin[0],
+                "cpu": end[1] - begin[1],
+                "tokens": sum(mark[2] for mark in marks[1:-1]),
+            }
             print(json.dumps(told), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"peak_kib": peak}), flush=True)

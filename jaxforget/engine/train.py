@@ -6,8 +6,9 @@ Nothing here waits for the device except to log, to save, and at the end.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -156,49 +157,68 @@ def train(
       UserError: `cadence.max_skipped` steps in a row were not finite.
     """
     meter, pending, warned = _Meter(), None, set()
-    for done in range(start + 1, cadence.steps + 1):
-        item = next(inputs)
-        state, metrics = compiled(state, frozen, item.batches, item.reference)
-        meter.add(item.tokens)
-        if pending is not None:
-            _report(pending, cadence, listen, warned)
-            pending = None
-        if done % cadence.log_every == 0 or done in (1, cadence.steps):
-            pending = (done, metrics, meter)
-            meter = _Meter()
-        if after_step is not None:
-            meter.begin += after_step(done, state)
-        due = cadence.save_every and done % cadence.save_every == 0
-        if checkpoints is not None and (due or done == cadence.steps):
-            if pending is not None:  # never save past a run that must stop
-                _report(pending, cadence, listen, warned)
+    finished = time.perf_counter()  # when the last logged step was
+    with ThreadPoolExecutor(1) as watch:
+        for done in range(start + 1, cadence.steps + 1):
+            item = next(inputs)
+            state, metrics = compiled(state, frozen, item.batches, item.reference)
+            meter.add(item.tokens)
+            if pending is not None:
+                finished = _report(pending, finished, cadence, listen, warned)
                 pending = None
-            checkpoints.save(done, state, dict(data()))
-    if pending is not None:
-        _report(pending, cadence, listen, warned)
+            if done % cadence.log_every == 0 or done in (1, cadence.steps):
+                pending = _Pending(done, metrics, meter, watch.submit(_when_ready, metrics))
+                meter = _Meter()
+            if after_step is not None:
+                meter.apart += after_step(done, state)
+            due = cadence.save_every and done % cadence.save_every == 0
+            if checkpoints is not None and (due or done == cadence.steps):
+                if pending is not None:  # never save past a run that must stop
+                    finished = _report(pending, finished, cadence, listen, warned)
+                    pending = None
+                checkpoints.save(done, state, dict(data()))
+        if pending is not None:
+            _report(pending, finished, cadence, listen, warned)
     if checkpoints is not None:
         checkpoints.wait()
     return jax.block_until_ready(state)
 
 
 class _Meter:
-    """Tokens and time since the last logged step."""
+    """Tokens and steps since the last logged step, and seconds that are no part of them."""
 
     def __init__(self) -> None:
-        self.begin, self.tokens, self.steps = time.perf_counter(), 0, 0
+        self.tokens, self.steps, self.apart = 0, 0, 0.0
 
     def add(self, tokens: int) -> None:
         self.tokens += tokens
         self.steps += 1
 
 
+class _Pending(NamedTuple):
+    """A step that was dispatched and is to be logged."""
+
+    step: int
+    metrics: Metrics
+    meter: _Meter
+    finished: Future[float]
+
+
+def _when_ready(metrics: Metrics) -> float:
+    """Seconds of the clock when a step has ended, however far ahead the host is."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
+
+
 def _report(
-    pending: tuple[int, Metrics, _Meter],
+    pending: _Pending,
+    begin: float,
     cadence: Cadence,
     listen: Callable[[Progress], None],
     warned: set[str],
-) -> None:
-    step, metrics, meter = pending
+) -> float:
+    """Log a step; when it ended. `begin`: when the logged step before it did."""
+    step, metrics, meter, ready = pending
     values: dict[str, float] = {}
     for name, value in jax.device_get(metrics).items():
         array = np.asarray(value)
@@ -206,7 +226,8 @@ def _report(
             values |= {f"{name}/{member}": float(one) for member, one in enumerate(array)}
         else:
             values[name] = float(array)
-    seconds = max(time.perf_counter() - meter.begin, 1e-9)
+    finished = ready.result()
+    seconds = max(finished - begin - meter.apart, 1e-9)
     values["tokens_per_second"] = meter.tokens / seconds
     values["step_ms"] = 1e3 * seconds / meter.steps
     listen(Progress(step, cadence.steps, values))
@@ -220,3 +241,4 @@ def _report(
             "or gradient that is not finite and were refused (parameters are unharmed). Lower "
             "optimizer.learning_rate or the forget weight, or compute in float32."
         )
+    return finished

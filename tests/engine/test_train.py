@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxforget.engine import train as loop
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.engine.train import Cadence, Inputs, compile_step, train
@@ -30,6 +31,28 @@ def test_logged_steps_are_the_first_the_last_and_every_nth():
     seen = run(lambda step: {"loss": np.float32(step)}, steps=7, log_every=3)
     assert [step for step, _ in seen] == [1, 3, 6, 7]
     assert [metrics["loss"] for _, metrics in seen] == [1, 3, 6, 7]
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+@pytest.mark.parametrize("every", [1, 3, 10])
+def test_a_step_takes_the_time_between_the_ends_of_steps(monkeypatch, every, apart):
+    """However late the host hears of them; without what is no part of the training."""
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(loop, "_when_ready", lambda metrics: 2.0 * float(metrics["loss"]))
+    seen = []
+    train(
+        lambda state, *_: (state + 1, {"loss": np.float32(state + 1)}),
+        np.int32(0),
+        {},
+        iter([Inputs({}, {}, 5)] * 8),
+        Cadence(8, log_every=every),
+        listen=lambda progress: seen.append(progress.metrics),
+        after_step=lambda done, state: apart,
+    )
+    later = seen[1:]  # the first also holds what comes before it
+    assert [row["step_ms"] for row in later] == [pytest.approx(2000 - 1000 * apart)] * len(later)
+    rates = [row["tokens_per_second"] for row in later]
+    assert rates == [pytest.approx(5 / (2 - apart))] * len(later)
 
 
 def test_an_alert_is_warned_of_once(caplog):
