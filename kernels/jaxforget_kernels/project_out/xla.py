@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxforget_kernels.blocks import on_one_device
+
 
 def shares(basis: Sequence[Array], arrays: Sequence[Array], batched: bool) -> Array:
     """Inner products with the basis over all leaves, float32 `[k]`, batched `[m, k]`."""
 
     def leaf(u: Array, a: Array) -> Array:
+        if on_one_device():  # flat products are twice as fast; on a mesh they would move arrays
+            a = a.reshape(*a.shape[: int(batched)], -1)
+            u = u.reshape(u.shape[0], -1)
         inner = tuple(range(1, u.ndim))
         outer = tuple(range(int(batched), a.ndim))
         return _dot(a, u, (outer, inner))
@@ -27,7 +32,8 @@ def subtract(basis: Sequence[Array], arrays: Sequence[Array], amounts: Array) ->
     """Arrays less the basis times `[k]`, batched `[m, k]`, amounts; in the dtypes of the arrays."""
 
     def leaf(u: Array, a: Array) -> Array:
-        part = _dot(amounts, u, ((amounts.ndim - 1,), (0,)))
+        flat = u.reshape(u.shape[0], -1) if on_one_device() else u
+        part = _dot(amounts, flat, ((amounts.ndim - 1,), (0,))).reshape(a.shape)
         return (a.astype(jnp.float32) - part).astype(a.dtype)
 
     return list(map(leaf, basis, arrays))
