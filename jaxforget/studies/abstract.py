@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.data.sets import TokenisedSet
@@ -22,7 +22,14 @@ from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.models.decoder import Compute
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies import inputs
-from jaxforget.studies.training import divide, first_state, plan_batches, step_of, transform_of
+from jaxforget.studies.training import (
+    divide,
+    first_state,
+    plan_batches,
+    shape_at,
+    step_of,
+    transform_of,
+)
 
 _STEPS = 100  # of the run, which schedules and some loops ask for and shapes do not depend on
 
@@ -98,30 +105,28 @@ def abstract_step(
     transform = transform_of(method, config.optimizer, _STEPS)
     state = jax.eval_shape(first_state(method, transform, settings.seed), trained)
     by_rows, whole = meshes.by_rows(mesh), meshes.replicated(mesh)
-    divided = jax.tree.map(lambda leaf: _at(leaf, by_rows if np.ndim(leaf) else whole), rows)
+    divided = jax.tree.map(lambda leaf: shape_at(leaf, by_rows if np.ndim(leaf) else whole), rows)
     heads = _heads(lm, method, mesh)
     compared = jax.eval_shape(inputs.joined, columns, heads)
     reference = {
         role: dataclasses.replace(
-            jax.tree.map(lambda leaf: _at(leaf, by_rows), dataclasses.replace(scores, head=None)),
+            jax.tree.map(
+                lambda leaf: shape_at(leaf, by_rows), dataclasses.replace(scores, head=None)
+            ),
             head=heads.get(role),
         )
         for role, scores in compared.items()
     }
     return AbstractStep(
         step_of(lm, method, transform, settings, _STEPS),
-        jax.tree.map(_at, state, meshes.shardings(state, mesh)),
-        jax.tree.map(_at, frozen, meshes.shardings(frozen, mesh)),
+        jax.tree.map(shape_at, state, meshes.shardings(state, mesh)),
+        jax.tree.map(shape_at, frozen, meshes.shardings(frozen, mesh)),
         divided,
         reference,
         mesh,
         tokens=sum(int(np.count_nonzero(each.segments)) for each in rows.values()),
         labelled=sum(int(each.mask.sum()) for each in rows.values()),
     )
-
-
-def _at(leaf: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
 
 def _abstract_model(model: Mapping[str, Any], config: Any) -> LanguageModel:
@@ -158,6 +163,6 @@ def _made_up(
 
 def _heads(lm: LanguageModel, method: Method, mesh: Mesh | AbstractMesh) -> dict[str, Head]:
     head = jax.eval_shape(lm.head, lm.params)
-    placed: Head = jax.tree.map(_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES))
+    placed: Head = jax.tree.map(shape_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES))
     roles = {role for role, fields in method.reference.items() if "hidden" in fields}
     return {role: placed for role in roles}

@@ -281,7 +281,7 @@ def train_model(
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
     identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
-        restored = checkpoints.restore(jax.tree.map(_at, shapes, placed))
+        restored = checkpoints.restore(jax.tree.map(shape_at, shapes, placed))
         start, before = first, 0.0
         if restored is None:
             if request.index:
@@ -329,7 +329,8 @@ def train_model(
     return Trained(trained, first + steps, *watch.medians(), seconds, compiled.peak_bytes)
 
 
-def _at(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def shape_at(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """A leaf without its entries, and where it lies."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
