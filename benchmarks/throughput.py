@@ -72,8 +72,6 @@ def for_peer(data: pathlib.Path, model: str, file: pathlib.Path) -> None:
 
 def ours(options: argparse.Namespace) -> None:
     """Our lane: as `peer/train.py`, numbers of steps in, lines of JSON out."""
-    import jax
-
     from jaxforget import methods
     from jaxforget.config import TrainConfig
     from jaxforget.data.template import Template
@@ -81,12 +79,7 @@ def ours(options: argparse.Namespace) -> None:
     from jaxforget.engine.mesh import MeshConfig, make_mesh
     from jaxforget.engine.optimizer import OptimizerConfig
     from jaxforget.engine.run_dir import open_run
-    from jaxforget.engine.runtime import (
-        LARGE,
-        give_back_freed_memory,
-        keep_freed_memory,
-        use_compile_cache,
-    )
+    from jaxforget.engine.runtime import give_back_if_large, keep_freed_memory, use_compile_cache
     from jaxforget.models import Compute
     from jaxforget.models.language_model import load
     from jaxforget.studies.reference import with_reference
@@ -103,8 +96,7 @@ def ours(options: argparse.Namespace) -> None:
         return load(options.model, dtype="float32", compute=how)
 
     lm = loaded()
-    if sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params)) >= LARGE:  # as studies do
-        give_back_freed_memory()
+    give_back_if_large(lm.params)  # as studies do
     with tempfile.TemporaryDirectory() as folder:
         tokenised = {
             role: tokenise(records[role], lm.tokenizer, template, max_length=LENGTH)

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import warnings
+from typing import Any
 
 import jax
 
@@ -101,6 +102,12 @@ def give_back_freed_memory() -> bool:
     _GIVING.append(all(mallopt(option, value) == 1 for option, value in _GIVE_BACK.items()))
     trim_freed_memory()
     return _GIVING[-1]
+
+
+def give_back_if_large(params: Any) -> None:
+    """`give_back_freed_memory` where a tree of weights has `LARGE` bytes or more."""
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) >= LARGE:
+        give_back_freed_memory()
 
 
 def trim_freed_memory() -> None:

@@ -25,12 +25,7 @@ from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, lock, open_run, write_config
-from jaxforget.engine.runtime import (
-    LARGE,
-    give_back_freed_memory,
-    keep_freed_memory,
-    use_compile_cache,
-)
+from jaxforget.engine.runtime import give_back_if_large, keep_freed_memory, use_compile_cache
 from jaxforget.engine.train import Progress
 from jaxforget.engine.tree import Params
 from jaxforget.models import Compute
@@ -134,8 +129,7 @@ def load_model(config: Any) -> LanguageModel:
     if lm.tokenizer is None:
         raise UserError(f"model: {config.model} has no tokenizer; add its tokenizer.json")
     longest(config, lm)
-    if sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params)) >= LARGE:
-        give_back_freed_memory()
+    give_back_if_large(lm.params)
     return lm
 
 
