@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.step import _sets, model_of
 from jaxforget.combiners import weighted_sum
-from jaxforget.data.pack import pack_all, rows_needed
+from jaxforget.data.pack import assign, pack_all
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.data.stream import chosen
 from jaxforget.engine.mesh import MeshConfig, make_mesh, put_rows, shardings
@@ -71,7 +71,7 @@ class _Lane:
         self.state = jax.jit(begin, out_shardings=placed)(jax.device_put(lm.params, placed.params))
         step = make_step(strategy, lm.score, optimizer, task=1)
         length = -(-int(probes.lengths.max()) // 64) * 64
-        count = rows_needed(probes.lengths, length)
+        count = len(assign(probes.lengths, length))
         self.batches = {"train": put_rows(_text(lm), mesh)}
         (packed,) = pack_all(probes, rows=count, length=length)
         self.packed = put_rows(packed, mesh)

@@ -10,20 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxforget.data.pack import Columns, assign, choose_length, pack, refuse_longer, target_slots
+from jaxforget.data.layout import Shape, choose_tile, lay, shape_of
+from jaxforget.data.pack import Columns, assign, refuse_longer, target_slots
 from jaxforget.data.pairing import PAIRINGS, Entities, Pairing, Walks
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.types import TokenBatch
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Shape of one role's batches: rows B, examples of a row S, labelled targets of a row T."""
-
-    rows: int
-    segments: int
-    targets: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,8 @@ class PairedBatches:
       sets: by role, e.g. {"forget": ..., "retain": ...}.
       batch_size: items of a step, >= 1; see `jaxforget.data.pairing`.
       seed: of all orders.
-      length: tokens of a packed row; None: `plan` chooses it by `choose_length`.
+      length: tokens of a packed row, as many rows as a step needs; None: as many rows as
+        `row_multiple`, without gaps, see `jaxforget.data.layout`.
       row_multiple: rows of each role are a multiple of this (shards x micro-batches). Neither it
         nor `length` changes which examples a step sees.
       pairing: see `Pairing`.
@@ -150,7 +143,7 @@ class PairedBatches:
         return found | {role: found[self._anchor] for role in self.sets if role in self.aligned}
 
     def _sizes(self, role: str, examples: np.ndarray) -> np.ndarray:
-        """Places each example takes in its row: partners reserve what the longest of them needs."""
+        """By which examples are put into rows: of partners the longest, so that they meet there."""
         partners = {self._anchor, *self.aligned} & set(self.sets)
         if role not in partners:
             partners = {role}
@@ -158,20 +151,25 @@ class PairedBatches:
         return np.max(each, axis=0)
 
     def plan(self, steps: int) -> "PairedBatches":
-        """These batches with a length and shapes that fit every step below `steps` >= 1.
+        """These batches in shapes that fit every step below `steps` >= 1.
 
-        Rows are the most that any planned step needs, rounded up to `row_multiple`. Only lengths
-        are looked at, so planning is fast. More steps never change which examples a step sees.
+        Only lengths are looked at, so planning is fast. More steps never change which examples a
+        step sees.
         """
         drawn = [self.examples(step) for step in range(steps)]
-        by_role = {role: [each[role] for each in drawn] for role in self.sets}
-        sizes = {role: [self._sizes(role, ids) for ids in by_role[role]] for role in self.sets}
-        length = self.length or choose_length(list(sizes.values()), row_multiple=self.row_multiple)
-        shapes = {
-            role: shape_of(tokenised, by_role[role], sizes[role], length, self.row_multiple)
-            for role, tokenised in self.sets.items()
-        }
-        return replace(self, length=length, shapes=shapes)
+        longest = max(int(each.lengths.max()) for each in self.sets.values())
+        shapes = {}
+        for role, tokenised in self.sets.items():
+            ids = [each[role] for each in drawn]
+            shapes[role] = plan_shape(
+                tokenised,
+                ids,
+                [self._sizes(role, each) for each in ids],
+                length=self.length,
+                row_multiple=self.row_multiple,
+                tile=choose_tile(longest),
+            )
+        return replace(self, shapes=shapes)
 
     def at(self, step: int) -> tuple[dict[str, TokenBatch], dict[str, Columns]]:
         """Batches of `step`, and the columns of each role's set in the same slots.
@@ -184,39 +182,36 @@ class PairedBatches:
         Raises:
           ValueError: not planned, or the step lies beyond the plan and does not fit it.
         """
-        if self.shapes is None or self.length is None:
+        if self.shapes is None:
             raise ValueError("call plan(steps) first: it fixes the shapes")
         batches, columns = {}, {}
         for role, chosen in self.examples(step).items():
-            shape = self.shapes[role]
-            batches[role], columns[role] = pack(
-                self.sets[role],
-                chosen,
-                rows=shape.rows,
-                length=self.length,
-                max_segments=shape.segments,
-                max_targets=shape.targets,
-                sizes=self._sizes(role, chosen),
-            )
+            sizes = self._sizes(role, chosen)
+            batches[role], columns[role] = lay(self.sets[role], chosen, sizes, self.shapes[role])
         return batches, columns
 
 
-def shape_of(
+def plan_shape(
     tokenised: TokenisedSet,
     drawn: Sequence[np.ndarray],
     sizes: Sequence[np.ndarray],
-    length: int,
+    *,
+    length: int | None,
     row_multiple: int,
+    tile: int,
 ) -> Shape:
-    """The least shape that fits every step.
+    """The least shape that fits every step of one role.
 
     Args:
       tokenised: the set of the role.
       drawn: examples of each step.
-      sizes: places that each of them takes.
-      length: tokens of a row.
+      sizes: places that each of them takes, or by which they are distributed over rows.
+      length: tokens of a row; None: `row_multiple` rows hold the batch, whatever their length.
       row_multiple: rows are a multiple of this.
+      tile: queries of a tile, where no length is asked for.
     """
+    if length is None:
+        return shape_of(tokenised, drawn, sizes, row_multiple, tile)
     rows = segments = targets = 1
     counts = tokenised.label_counts
     for ids, places in zip(drawn, sizes, strict=True):
@@ -226,7 +221,7 @@ def shape_of(
         segments = max([segments, *map(len, groups)])
         targets = max([targets, *(sum(labels[item] for item in group) for group in groups)])
     rows = math.ceil(rows / row_multiple) * row_multiple
-    return Shape(rows, segments, target_slots(targets, length))
+    return Shape(rows, length, segments, target_slots(targets, length))
 
 
 def prefetch[T](

@@ -5,7 +5,7 @@ stays inside segments and losses inside the mask.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,6 @@ def assign(lengths: np.ndarray, length: int, max_segments: int | None = None) ->
     return rows
 
 
-def rows_needed(lengths: np.ndarray, length: int, max_segments: int | None = None) -> int:
-    """Rows of `length` that `assign` fills with examples of these lengths."""
-    return len(assign(lengths, length, max_segments))
-
-
 def pack(
     tokenised: TokenisedSet,
     examples: np.ndarray | Sequence[int],
@@ -96,10 +91,10 @@ def pack(
     if len(groups) > rows:
         raise ValueError(f"{len(chosen)} examples need {len(groups)} rows of {length}, not {rows}")
     members = [chosen[group] for group in groups]
-    return _fill(tokenised, members, rows, length, max_segments, max_targets)
+    return fill(tokenised, members, rows, length, max_segments, max_targets)
 
 
-def _fill(
+def fill(
     tokenised: TokenisedSet,
     groups: Sequence[np.ndarray],
     rows: int,
@@ -107,14 +102,14 @@ def _fill(
     max_segments: int,
     max_targets: int | None,
 ) -> tuple[TokenBatch, Columns]:
+    """Examples `groups[r]` into row r, one behind the other; see `pack`."""
     counts = np.asarray([len(group) for group in groups], np.int64)
     chosen = np.concatenate([np.zeros(0, np.int64), *groups])
     row = np.repeat(np.arange(len(groups)), counts)
     segment = _within(counts)
     sizes = tokenised.lengths[chosen]
-    row_begin = np.cumsum(counts) - counts
-    before = np.cumsum(sizes) - sizes
-    column = before - before[row_begin][row] if len(chosen) else before
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    column = before[:-1] - before[np.cumsum(counts) - counts][row]
 
     position = _within(sizes)
     source = np.repeat(tokenised.offsets[chosen], sizes) + position
@@ -199,7 +194,7 @@ def pack_all(
     batches = []
     for start in range(0, len(groups), rows):
         part = [np.asarray(group, np.int64) for group in groups[start : start + rows]]
-        batches.append(_fill(tokenised, part, rows, length, segments, targets)[0])
+        batches.append(fill(tokenised, part, rows, length, segments, targets)[0])
     return batches
 
 
@@ -217,47 +212,6 @@ def refuse_longer(tokenised: TokenisedSet, length: int, name: str = "this set") 
             f"row {int(tokenised.rows[longest])} of {name} has {size} tokens, more than the "
             f"packed length {length}; raise the packed length or lower max_length"
         )
-
-
-def choose_length(
-    draws: Sequence[Sequence[np.ndarray]], *, row_multiple: int = 1, limit: int = 2048
-) -> int:
-    """Length of packed rows that leaves little of training batches empty.
-
-    Every multiple of 64 from the longest example up to `limit` (or to where `row_multiple` rows
-    hold any batch) is a candidate. Its cost is the places a step computes, rows x length with
-    rows enough for every step, times (1 + length / 4096) for attention, whose work per token
-    grows with the row. The cheapest, then the shortest, wins.
-
-    Args:
-      draws: for each role the lengths of the examples of each step, integers `[k]`.
-      row_multiple: rows of each role are a multiple of this.
-      limit: longest row considered, unless an example is longer.
-    Returns:
-      A multiple of 64 that fits every example.
-    """
-    longest = max(int(sizes.max(initial=0)) for role in draws for sizes in role)
-    totals = [max(int(sizes.sum()) for sizes in role) for role in draws]
-    shortest = _round_up(longest, _MULTIPLE)
-    roomy = _round_up(-(-max(totals) // row_multiple) + longest, _MULTIPLE)
-
-    def cost(length: int, most: Iterable[int]) -> float:
-        rows = sum(_round_up(max(each, 1), row_multiple) for each in most)
-        return rows * length * (1 + length / 4096)
-
-    # no packing beats the sum of lengths: candidates come by that bound, and most need no packing
-    bounds = {
-        length: cost(length, (-(-total // length) for total in totals))
-        for length in range(shortest, max(shortest, min(limit, roomy)) + 1, _MULTIPLE)
-    }
-    best, least = shortest, np.inf
-    for length in sorted(bounds, key=lambda length: (bounds[length], length)):
-        if bounds[length] >= least:
-            break
-        most = (max(rows_needed(sizes, length) for sizes in role) for role in draws)
-        if (found := cost(length, most)) < least:
-            best, least = length, found
-    return best
 
 
 def _round_up(value: int, multiple: int) -> int:

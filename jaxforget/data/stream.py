@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxforget.data.batches import Shape, shape_of
-from jaxforget.data.pack import Columns, choose_length, pack
+from jaxforget.data.batches import plan_shape
+from jaxforget.data.layout import Shape, choose_tile, lay
+from jaxforget.data.pack import Columns
 from jaxforget.data.sets import TokenisedSet, fingerprint_of
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.types import TokenBatch
@@ -165,13 +166,11 @@ class StreamBatches:
     Attributes:
       sets: by role, whose examples the draws number.
       draws: step of the task -> examples by role.
-      length: tokens of a packed row.
       shapes: by role.
     """
 
     sets: Mapping[str, TokenisedSet]
     draws: Draws
-    length: int
     shapes: Mapping[str, Shape]
 
     @property
@@ -184,15 +183,9 @@ class StreamBatches:
         """Batches of a step of the task, and the columns of each role's set in the same slots."""
         batches, columns = {}, {}
         for role, ids in self.draws(step).items():
-            shape = self.shapes[role]
-            batches[role], columns[role] = pack(
-                self.sets[role],
-                ids,
-                rows=shape.rows,
-                length=self.length,
-                max_segments=shape.segments,
-                max_targets=shape.targets,
-            )
+            tokenised = self.sets[role]
+            sizes = tokenised.lengths[ids]
+            batches[role], columns[role] = lay(tokenised, ids, sizes, self.shapes[role])
         return batches, columns
 
 
@@ -208,7 +201,7 @@ def planned(
     Args:
       sets: by role, of all tasks.
       tasks: draws and steps of each.
-      length: tokens of a packed row; None: chosen to waste little.
+      length: tokens of a packed row; None: see `PairedBatches`.
       row_multiple: rows are a multiple of this.
     """
     drawn: dict[str, list[np.ndarray]] = {role: [] for role in sets}
@@ -217,11 +210,17 @@ def planned(
             for role, ids in draws(step).items():
                 drawn[role].append(ids)
     sizes = {role: [sets[role].lengths[ids] for ids in found] for role, found in drawn.items()}
-    told = [each for each in sizes.values() if each]
-    length = length or choose_length(told, row_multiple=row_multiple)
+    longest = max(int(each.lengths.max()) for each in sets.values())
     shapes = {
-        role: shape_of(sets[role], drawn[role], sizes[role], length, row_multiple)
+        role: plan_shape(
+            sets[role],
+            drawn[role],
+            sizes[role],
+            length=length,
+            row_multiple=row_multiple,
+            tile=choose_tile(longest),
+        )
         for role in sets
         if drawn[role]
     }
-    return [StreamBatches(sets, draws, length, shapes) for draws, _ in tasks]
+    return [StreamBatches(sets, draws, shapes) for draws, _ in tasks]

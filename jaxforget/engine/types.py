@@ -30,6 +30,26 @@ class Totals:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Tiles:
+    """Attention in small dense pieces, which together hold whatever a token may see.
+
+    It says where to look, not who is seen: results are those of the whole row. Tile n of the j-th
+    kind asks from its queries among its keys, all of them places of the same row; -1 is none.
+
+    Attributes:
+      queries: by kind, int32 `[B, N_j, Q_j]`; every place that is not padding is in one tile.
+      keys: by kind, int32 `[B, N_j, K_j]`.
+      back: int32 `[B, L]`, where a place is among the queries of all tiles, kind after kind,
+        counted from the begin of the row's; anything at padding.
+    """
+
+    queries: tuple[Array, ...]
+    keys: tuple[Array, ...]
+    back: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TokenBatch:
     """Packed rows of examples. Attention is causal and never crosses segments.
 
@@ -44,6 +64,9 @@ class TokenBatch:
         from its own place on until before this one, counted from the begin of the row, 0: never.
         None: it goes by segments.
       totals: counts of the whole step where this batch is one micro-batch of it; None: itself.
+      tiles: how attention is computed; None: every token of a row against all of it.
+      slots: int32 `[B, T]`, the places that go through the output head; None: those of the
+        labelled targets, in order, as many as `max_targets`.
       max_targets: static upper bound of labelled targets in any row, so that only they go
         through the output head; None: every position may be labelled.
     """
@@ -56,6 +79,8 @@ class TokenBatch:
     example: Array
     until: Array | None = None
     totals: Totals | None = None
+    tiles: Tiles | None = None
+    slots: Array | None = None
     max_targets: int | None = field(default=None, metadata={"static": True})
 
 

@@ -6,8 +6,9 @@ what differs between layers (window, rotary table) is scanned beside their weigh
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ from jax.sharding import AxisType
 
 from jaxforget.engine.errors import UserError, did_you_mean
 from jaxforget.engine.mesh import AXES
+from jaxforget.engine.slots import slots_of
 from jaxforget.engine.tree import Params, unflatten
-from jaxforget.engine.types import Head, Push, Scores, TokenBatch, TokenStats
-from jaxforget.models import layers
+from jaxforget.engine.types import Head, Push, Scores, Tiles, TokenBatch, TokenStats
+from jaxforget.models import layers, tiled
 from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.models.inside import NOTHING, Inside, Look, run_layers
 from jaxforget_kernels import linear_cross_entropy
@@ -101,6 +103,7 @@ def hidden_states(
     compute: Compute = Compute(),
     *,
     until: Array | None = None,
+    tiles: Tiles | None = None,
     look: Look = NOTHING,
 ) -> tuple[Array, Inside]:
     """Residual stream behind the last layer and the final norm.
@@ -112,7 +115,7 @@ def hidden_states(
       positions: int32 `[B, L]`, restarting in every segment.
       cfg: the architecture.
       compute: dtype and rematerialisation.
-      until: see `TokenBatch`.
+      until, tiles: see `TokenBatch`.
       look: what is wanted too of inner layers.
     Returns:
       (`[B, L, D]` in the compute dtype, what `look` asks for); finite but meaningless at padding.
@@ -122,7 +125,8 @@ def hidden_states(
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
-    see = functools.partial(layers.attention_mask, positions, segments, until=until)
+    mask_of, attend = _attention(tiles)
+    see = functools.partial(mask_of, positions, segments, until=until)
     everywhere = None if cfg.windowed else see()
 
     def body(
@@ -135,7 +139,7 @@ def hidden_states(
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
             squares = jnp.square(v.astype(jnp.float32)).sum((-2, -1))
-            return layers.attend(q, k, v, mask, cfg), jnp.sqrt(squares + 1e-12)
+            return attend(q, k, v, mask, cfg), jnp.sqrt(squares + 1e-12)
 
         rope = layers.select_rope(tables, extra["rope"])
         x, norms, inner = layers.block(layer, x, rope, core, cfg)
@@ -147,6 +151,13 @@ def hidden_states(
         x, inside = run_layers(body, x, stack, cfg.layers, look, remat)
     with jax.named_scope("final_norm"):
         return layers.norm(x, params["final_norm"], cfg), inside
+
+
+def _attention(tiles: Tiles | None) -> tuple[Callable[..., Any], Callable[..., Array]]:
+    """What makes masks, and what attends under them."""
+    if tiles is None:
+        return layers.attention_mask, layers.attend
+    return tiled.with_tiles(tiles)
 
 
 def _by_rows(x: Array) -> Array:
@@ -229,6 +240,7 @@ def score(
         cfg,
         compute,
         until=batch.until,
+        tiles=batch.tiles,
         look=Look(residual, mlp_inner, push, values[0] if values else 0),
     )
     if values is not None:
@@ -236,8 +248,8 @@ def score(
             raise ValueError("values are found by place: segments must be whole examples")
         inside = inside._replace(values=_first_values(inside.values, batch, values[1]))
     targets, mask, segments = batch.targets, batch.mask, batch.segments
-    if batch.max_targets is not None:
-        slots = labelled_slots(mask, batch.max_targets)
+    slots = slots_of(batch)
+    if slots is not None:
         targets, mask, segments = (
             jnp.take_along_axis(column, slots, axis=1) for column in (targets, mask, segments)
         )
@@ -289,13 +301,6 @@ def _first_values(norms: Array | None, batch: TokenBatch, positions: int) -> Arr
         picked = jnp.take_along_axis(norms, index[:, :, None], axis=1)
         found.append(jnp.where(there[:, :, None], picked, 0.0))
     return jnp.concatenate(found, axis=-1)
-
-
-def labelled_slots(mask: Array, count: int) -> Array:
-    """Positions of the labelled slots of every row, in order, then of others: int32 [B, count]."""
-    if count > mask.shape[1]:
-        raise ValueError(f"max_targets {count} exceeds the row length {mask.shape[1]}")
-    return jnp.argsort(mask == 0, axis=1, stable=True)[:, :count]
 
 
 class Score(Protocol):

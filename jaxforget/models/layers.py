@@ -220,10 +220,10 @@ def attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Arr
     length, keys = mask.shape[1:]
     size = max(_STRETCH, min(-(-length // _STRETCHES), max(_LONG, -(-length // _MOST))))
     if keys != length or length < 2 * _STRETCH:
-        return _attend(q, k, v, mask, cfg)
+        return attend_whole(q, k, v, mask, cfg)
     ends = [min(begin + size, length) for begin in range(0, length, size)]
     parts = [
-        _attend(q[:, a:b], k[:, :b], v[:, :b], mask[:, a:b, :b], cfg)
+        attend_whole(q[:, a:b], k[:, :b], v[:, :b], mask[:, a:b, :b], cfg)
         for a, b in zip([0, *ends], ends, strict=False)
     ]
     return jnp.concatenate(parts, axis=1)
@@ -233,7 +233,8 @@ _STRETCH, _STRETCHES = 128, 4  # least length of one, and how many there are in 
 _LONG, _MOST = 512, 16  # of rows beyond 2048: a length at most, while there are no more than these
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Array:
+def attend_whole(q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig) -> Array:
+    """`attend` in one piece, whatever the mask."""
     (rows, length, heads, width), (_, keys, groups, _) = q.shape, k.shape
     share = heads // groups
     # the query heads of one key head are rows of one matrix product

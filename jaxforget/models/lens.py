@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 from jax import Array
 
+from jaxforget.engine.slots import labelled_slots
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import TokenBatch
 from jaxforget.models import layers
 from jaxforget.models.config import DecoderConfig
-from jaxforget.models.decoder import Compute, head, hidden_states, labelled_slots
+from jaxforget.models.decoder import Compute, head, hidden_states
 from jaxforget.models.inside import Look
 from jaxforget_kernels import linear_cross_entropy
 

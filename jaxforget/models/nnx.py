@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from jaxforget.engine.errors import UserError, did_you_mean
+from jaxforget.engine.slots import slots_of
 from jaxforget.engine.tree import Params, flatten, unflatten
 from jaxforget.engine.types import Head, Scores, TokenBatch, TokenStats
 from jaxforget_kernels import linear_cross_entropy
@@ -118,9 +119,8 @@ def _head(flat: Mapping[str, Array], path: str, width: int) -> Head:
 
 def _scores(out: Array, head: Head | None, batch: TokenBatch, stats: bool) -> Scores:
     targets, mask, segments = batch.targets, batch.mask, batch.segments
-    if batch.max_targets is not None:
-        # the labelled slots of every row, in order, then others
-        slots = jnp.argsort(mask == 0, axis=1, stable=True)[:, : batch.max_targets]
+    slots = slots_of(batch)
+    if slots is not None:
         targets, mask, segments = (
             jnp.take_along_axis(column, slots, axis=1) for column in (targets, mask, segments)
         )

@@ -12,6 +12,7 @@ from jax import Array
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import Batches, ScoreFn, Scores, TokenBatch
+from jaxforget.objectives.beside import side_by_side
 
 type Rows = dict[str, int]
 
@@ -30,8 +31,8 @@ def score_roles(
     Args:
       score: the model.
       params: its parameters.
-      batches: by role; rows, examples per row and `max_targets` may differ, the length may not
-        (where `together`).
+      batches: by role; rows, examples per row and `max_targets` may differ, the length only where
+        scored apart, or where rows are as many and have tiles.
       roles: which of them.
       together: one forward pass over all rows, which keeps an accelerator busier and computes
         what layers share once; False: one pass each, whose arrays are smaller.
@@ -47,6 +48,8 @@ def score_roles(
         return {role: score(params, batches[role], **options) for role in roles}
     some = {role: batches[role] for role in roles}
     rows = {role: batch.tokens.shape[0] for role, batch in some.items()}
+    if len(set(rows.values())) == 1 and all(batch.tiles is not None for batch in some.values()):
+        return side_by_side(score, params, some, **options)
     scores = score(params, _joint(some, rows), **options)
     head, arrays = scores.head, replace(scores, head=None, totals=None)
     apart = {role: _take(arrays, rows, role) for role in roles}

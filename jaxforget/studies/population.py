@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxforget import methods
 from jaxforget.config import UnlearnConfig
-from jaxforget.data.batches import PairedBatches, Shape, prefetch
+from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.layout import common
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
@@ -268,21 +269,11 @@ def _planned(
     seeds = population.seeds if len(set(population.seeds)) > 1 else population.seeds[:1]
     settings = population.first.train
     planned, steps = [], 0
-    length = settings.row_length
     for seed in seeds:
-        own = dataclasses.replace(settings, seed=seed, row_length=length)
+        own = dataclasses.replace(settings, seed=seed)
         batches, steps = plan_batches(chosen, own, mesh, method.needs.aligned)
-        length = batches.length
         planned.append(batches)
-    shapes = {
-        role: Shape(
-            *(
-                max(getattr(each.shapes[role], field.name) for each in planned if each.shapes)
-                for field in dataclasses.fields(Shape)
-            )
-        )
-        for role in chosen
-    }
+    shapes = {role: common(each.shapes[role] for each in planned if each.shapes) for role in chosen}
     return [dataclasses.replace(each, shapes=shapes) for each in planned], steps
 
 

@@ -103,24 +103,24 @@ def test_shapes_are_fixed_over_the_plan_and_columns_follow(sets):
     assert len(shapes) == 2
 
 
-def test_a_length_is_chosen_where_none_is_given(sets):
-    batches = paired(sets, length=None).plan(6)
-    assert batches.length % 64 == 0 and batches.at(5)[0]["retain"].tokens.shape[1] == batches.length
+def test_rows_are_as_many_as_asked_for_where_no_length_is_given(sets):
+    batches = paired(sets, length=None, row_multiple=3).plan(6)
+    assert {len(each.tokens) for each in batches.at(5)[0].values()} == {3}
     assert batches.fingerprint == paired(sets).fingerprint
 
 
-def test_a_chosen_length_need_not_hold_what_no_planned_step_sees(new_set):
-    """A run of few steps may be packed shorter than the longest example of the set."""
+def test_rows_need_not_hold_what_no_planned_step_sees(new_set):
+    """A run of few steps may have rows shorter than the longest example of the set."""
     lengths = [300, *[8] * 40]
     batches = paired({"forget": new_set(lengths, [2] * 41, 1)}, length=None, batch_size=4)
     longest = next(step for step in range(11) if 0 in batches.examples(step)["forget"])
     assert longest > 0
     short = batches.plan(longest)
-    assert short.length < 300
+    assert short.shapes["forget"].length == 32
     assert len(seen(short.at(longest - 1)[0]["forget"])) == 4
-    with pytest.raises(ValueError, match="do not fit rows"):
+    with pytest.raises(ValueError, match="324 tokens"):
         short.at(longest)
-    assert batches.plan(11).length >= 300
+    assert batches.plan(11).shapes["forget"].length >= 300
 
 
 def test_fingerprint_is_of_the_order_of_the_data(sets):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxforget.data.pack import assign, choose_length, pack, pack_all, rows_needed
+from jaxforget.data.pack import assign, pack, pack_all
 from jaxforget.engine.errors import UserError
 
 fast = settings(
@@ -71,7 +71,7 @@ def test_packing_loses_and_invents_nothing(new_set, sizes, bounded, spare, seed)
     made = new_set(sizes, labels_for(sizes))
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(made), size=rng.integers(1, 30))  # some more than once
-    rows = rows_needed(made.lengths[chosen], 32, 8)
+    rows = len(assign(made.lengths[chosen], 32, 8))
     shape = {"rows": rows + spare, "length": 32, "max_segments": 8}
     batch, columns = pack(made, chosen, **shape, max_targets=32 if bounded else None)
     assert batch.tokens.shape == (rows + spare, 32) and batch.example.shape == (rows + spare, 8)
@@ -148,24 +148,3 @@ def test_pack_all_holds_each_example_once_in_one_shape(new_set, rows):
 def test_pack_all_refuses_an_example_that_does_not_fit_by_its_row(new_set):
     with pytest.raises(UserError, match="row 77 of this set has 70 tokens.*packed length 64"):
         pack_all(new_set([5, 70], [1, 1], rows=[76, 77]), rows=2, length=64)
-
-
-def cost(draws, length, multiple):
-    """Oracle: places computed a step, with the penalty for attention."""
-    rows = [max(rows_needed(sizes, length) for sizes in role) for role in draws]
-    return sum(-(-n // multiple) * multiple for n in rows) * length * (1 + length / 4096)
-
-
-@pytest.mark.parametrize("multiple", [1, 3, 8])
-def test_chosen_length_is_the_cheapest_of_all(multiple):
-    rng = np.random.default_rng(0)
-    sizes = np.clip(rng.normal(56, 15, 400).astype(int), 15, 136)
-    draws = [[rng.choice(sizes, 32) for _ in range(20)] for _ in range(2)]
-    length = choose_length(draws, row_multiple=multiple, limit=1024)
-    allowed = range(192 if max(map(np.max, sum(draws, []))) > 128 else 128, 1025, 64)
-    assert length in allowed
-    assert cost(draws, length, multiple) == min(cost(draws, each, multiple) for each in allowed)
-
-
-def test_chosen_length_fits_the_longest_example_whatever_the_limit():
-    assert choose_length([[np.asarray([700, 5])]], limit=512) == 704

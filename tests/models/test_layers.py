@@ -135,7 +135,7 @@ def test_long_rows_attend_in_stretches_as_their_formula_says(length, longest, mo
 
     def summed(stretch):
         def total(q, k, v):
-            out = layers._attend if stretch else layers.attend
+            out = layers.attend_whole if stretch else layers.attend
             return (out(q, k, v, mask, cfg)[:, real] * random(3, 1, real.sum(), 4, 4)).sum()
 
         return jax.grad(total, (0, 1, 2))(*(jnp.asarray(a) for a in (q, k, v)))

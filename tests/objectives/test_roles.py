@@ -17,14 +17,20 @@ from jaxforget.objectives import score_roles
 PARAMS = toy.params(0)
 
 
+ROWS = [(4, 8, 6), (7, 13, 5), "tiled"]
+
+
 def three_roles(bounds=("bound", "bound", "bound"), rows=(4, 8, 6)):
+    """Rows of three roles; "tiled": as many of each, which lie side by side."""
     slots, counts = (3, 6, 1), (7, 13, 5)
-    return with_totals(
-        {
-            role: toy.pack(toy.examples(i, counts[i]), rows[i], slots[i], bounds[i])
-            for i, role in enumerate(("forget", "retain", "general"))
-        }
-    )
+    tiled = rows == "tiled"
+    if tiled:
+        slots, rows = (2, 3, 1), (5, 5, 5)
+    made = {
+        role: toy.pack(toy.examples(i, counts[i]), rows[i], slots[i], bounds[i])
+        for i, role in enumerate(("forget", "retain", "general"))
+    }
+    return with_totals({role: toy.tiled(b) if tiled else b for role, b in made.items()})
 
 
 @partial(jax.jit, static_argnums=1)
@@ -35,7 +41,7 @@ def scored(batches, together):
 @pytest.mark.parametrize(
     "bounds", [("bound",) * 3, (None,) * 3, ("bound", None, "bound"), (4, 10, 10)]
 )
-@pytest.mark.parametrize("rows", [(4, 8, 6), (7, 13, 5)])
+@pytest.mark.parametrize("rows", ROWS)
 def test_together_equals_apart_in_every_field(bounds, rows):
     batches = three_roles(bounds, rows)
     roles = tuple(batches)
@@ -66,13 +72,41 @@ def test_one_forward_pass_is_enough():
         calls.append(batch.tokens.shape)
         return toy.score(params, batch)
 
-    batches = three_roles()
-    jax.eval_shape(lambda b: score_roles(counting, PARAMS, b, tuple(b)), batches)
-    assert calls == [(18, toy.LENGTH)]
+    for rows in (ROWS[0], "tiled"):
+        batches = three_roles(rows=rows)
+        jax.eval_shape(lambda b: score_roles(counting, PARAMS, b, tuple(b)), batches)
+    assert calls == [(18, toy.LENGTH), (5, 3 * toy.LENGTH)]
 
 
-def test_together_and_apart_have_the_same_gradient():
-    batches = three_roles()
+def test_tiles_of_rows_side_by_side_are_those_of_each():
+    """Every token still has exactly its own example before it among the keys of its tile."""
+    found = {}
+
+    def listening(params, batch):
+        found["batch"] = batch
+        return toy.score(params, batch)
+
+    score_roles(listening, PARAMS, three_roles(rows="tiled"), ("forget", "retain", "general"))
+    batch = jax.tree.map(np.asarray, found["batch"])
+    assert len(batch.tiles.queries) == 2  # equal kinds are one
+    for row in range(5):
+        asked = np.concatenate([each[row].ravel() for each in batch.tiles.queries])
+        real = np.flatnonzero(batch.segments[row])
+        assert sorted(asked[asked >= 0]) == real.tolist()
+        np.testing.assert_array_equal(asked[batch.tiles.back[row, real]], real)
+        for queries, keys in zip(batch.tiles.queries, batch.tiles.keys, strict=True):
+            for some, among in zip(queries[row], keys[row], strict=True):
+                numbers = set(batch.segments[row, [*some[some >= 0], *among[among >= 0]]])
+                assert len(numbers) <= 1
+                if (some >= 0).any():
+                    end = max(some)
+                    begin = end - batch.positions[row, end]
+                    assert among[among >= 0].tolist() == list(range(begin, end + 1))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_together_and_apart_have_the_same_gradient(rows):
+    batches = three_roles(rows=rows)
     weights = {"forget": 1.0, "retain": -2.0, "general": 0.5}
 
     def total(params, together):
@@ -84,9 +118,12 @@ def test_together_and_apart_have_the_same_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), ours, alone)
 
 
-def test_interleaved_rows_never_leave_their_device():
+@pytest.mark.parametrize("rows", [(4, 8, 12), "tiled"])
+def test_rows_never_leave_their_device(rows):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-    batches = three_roles(rows=(4, 8, 12))
+    batches = three_roles(rows=rows)
+    if len(batches["forget"].tokens) == 5:  # as many as there are devices
+        batches = jax.tree.map(lambda x: x[:4] if x.ndim else x, batches)
     rows = NamedSharding(mesh, P("data"))
     whole = NamedSharding(mesh, P())
     placed = jax.tree.map(lambda x: jax.device_put(x, rows if x.ndim else whole), batches)

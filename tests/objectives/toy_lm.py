@@ -1,10 +1,13 @@
 """A tiny language model without attention, packing by hand, and float64 losses for both."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxforget.engine.types import Head, ReferenceScores, Scores, TokenBatch, TokenStats
+from jaxforget.engine.slots import slots_of
+from jaxforget.engine.types import Head, ReferenceScores, Scores, Tiles, TokenBatch, TokenStats
 from jaxforget_kernels import linear_cross_entropy
 
 VOCAB, WIDTH, LENGTH = 7, 3, 12
@@ -21,8 +24,8 @@ def score(p, batch, residual=None):
     inner = (p["embed"][batch.tokens].reshape(-1, WIDTH) @ p["mix"]).reshape(rows, length, WIDTH)
     hidden = jnp.tanh(inner)
     targets, mask, segments = batch.targets, batch.mask, batch.segments
-    if batch.max_targets is not None:
-        slots = jnp.argsort(mask == 0, axis=1, stable=True)[:, : batch.max_targets]
+    slots = slots_of(batch)
+    if slots is not None:
         targets, mask, segments = (
             jnp.take_along_axis(x, slots, axis=1) for x in (targets, mask, segments)
         )
@@ -72,6 +75,34 @@ def pack(some, rows, slots, max_targets="bound", order=None):
     bound = int(mask.sum(1).max()) + 1 if max_targets == "bound" else max_targets
     arrays = (jnp.asarray(a) for a in (tokens, targets, segments, positions, mask, example))
     return TokenBatch(*arrays, max_targets=bound)
+
+
+def tiled(batch, short=2):
+    """The batch with a tile for the first tokens of each segment, and one for what follows."""
+    rows, length = batch.tokens.shape
+    begins = [
+        (row, place)
+        for row in range(rows)
+        for place in range(length)
+        if batch.segments[row, place] > 0 and batch.positions[row, place] == 0
+    ]
+    most = max(sum(1 for row, _ in begins if row == r) for r in range(rows))
+    kinds, back = [], np.zeros((rows, length), np.int32)
+    for first, size in ((0, short), (short, LENGTH)):
+        queries = np.full((rows, most, size), -1, np.int32)
+        keys = np.full((rows, most, first + size), -1, np.int32)
+        used = [0] * rows
+        for row, begin in begins:
+            own = int((batch.segments[row] == batch.segments[row, begin]).sum())
+            asked = np.arange(begin + first, begin + min(own, first + size))
+            seen = np.arange(begin, begin + min(own, first + size))
+            at, used[row] = used[row], used[row] + 1
+            queries[row, at, : len(asked)], keys[row, at, : len(seen)] = asked, seen
+            before = sum(q.shape[1] * q.shape[2] for q, _ in kinds)
+            back[row, asked] = before + at * size + np.arange(len(asked))
+        kinds.append((queries, keys))
+    columns = [tuple(jnp.asarray(kind[i]) for kind in kinds) for i in (0, 1)]
+    return replace(batch, tiles=Tiles(*columns, jnp.asarray(back)))
 
 
 @jax.jit

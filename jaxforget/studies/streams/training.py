@@ -236,7 +236,7 @@ class _Trainer:
         """The compiled step; equal for tasks whose terms and shapes are."""
         after = task == len(self.stream.tasks)
         terms = tuple(self.strategy.active(task))
-        shapes = (batches.length, tuple(sorted(batches.shapes.items())))
+        shapes = tuple(sorted(batches.shapes.items()))
         key = (after, terms, shapes, tuple(sorted(heads)), self.strategy.fresh_adapters and task)
         if key not in self.programs:
             step = make_step(

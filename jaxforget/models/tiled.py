@@ -1,0 +1,102 @@
+"""Attention in tiles: every token against its own example, and against nothing else of its row."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxforget.engine.types import Tiles
+from jaxforget.models import layers
+from jaxforget.models.config import DecoderConfig
+
+type Masks = tuple[Array, ...]
+
+
+def with_tiles(tiles: Tiles) -> tuple[Callable[..., Masks], Callable[..., Array]]:
+    """What replaces `layers.attention_mask` and `layers.attend` for rows with these tiles."""
+    return functools.partial(tile_masks, tiles), functools.partial(attend_tiles, tiles)
+
+
+def tile_masks(
+    tiles: Tiles,
+    positions: Array,
+    segments: Array,
+    *,
+    window: Array | int = layers.UNLIMITED,
+    until: Array | None = None,
+) -> Masks:
+    """Who sees whom in every tile; see `layers.attention_mask`.
+
+    Args:
+      tiles: of the rows.
+      positions, segments: int32 `[B, L]`.
+      window: distance, in positions, from which on a key is out of sight.
+      until: int32 `[B, L]`, see `TokenBatch`; segments then say nothing.
+    Returns:
+      By kind, bool `[B * N_j, Q_j, K_j]`.
+    """
+    masks = []
+    for queries, keys in zip(tiles.queries, tiles.keys, strict=True):
+        (asked, seen), (p, s) = _taken(positions, queries, keys), _taken(segments, queries, keys)
+        distance = asked[..., :, None] - seen[..., None, :]
+        later, there = queries[..., :, None] >= keys[..., None, :], (keys >= 0)[..., None, :]
+        if until is None:
+            sees = (p[..., :, None] == s[..., None, :]) & (p[..., :, None] > 0)
+        else:
+            _, ends = _taken(until, queries, keys)
+            sees = queries[..., :, None] < ends[..., None, :]
+        mask = sees & there & later & (distance >= 0) & (distance < window)
+        masks.append(mask.reshape(-1, *mask.shape[2:]))
+    return tuple(masks)
+
+
+def attend_tiles(
+    tiles: Tiles, q: Array, k: Array, v: Array, masks: Masks, cfg: DecoderConfig
+) -> Array:
+    """`layers.attend`, tile by tile.
+
+    Args:
+      tiles: of the rows.
+      q: `[B, L, H, h]`.
+      k, v: `[B, L, KV, h]`.
+      masks: from `tile_masks`.
+      cfg: scale and soft cap.
+    Returns:
+      `[B, L, H, h]` in the dtype of `q`; at padding anything finite.
+    """
+    asked = _cut(q, tiles.queries)
+    pairs = zip(_cut(k, tiles.keys), _cut(v, tiles.keys), strict=True)
+    found = [
+        layers.attend_whole(each, *pair, mask, cfg)
+        for each, pair, mask in zip(asked, pairs, masks, strict=True)
+    ]
+    flat = [each.reshape(q.shape[0], -1, *q.shape[2:]) for each in found]
+    return _take(jnp.concatenate(flat, axis=1), tiles.back)
+
+
+def _cut(x: Array, kinds: tuple[Array, ...]) -> list[Array]:
+    """`[B, L, ...]` -> by kind `[B * N_j, P_j, ...]`; all at once, which has one transpose."""
+    places = [each.reshape(each.shape[0], -1) for each in kinds]
+    whole = _take(x, jnp.maximum(jnp.concatenate(places, axis=1), 0))
+    parts = jax.lax.split(whole, [each.shape[1] for each in places], axis=1)
+    return [
+        part.reshape(-1, each.shape[-1], *x.shape[2:])
+        for part, each in zip(parts, kinds, strict=True)
+    ]
+
+
+def _taken(x: Array, queries: Array, keys: Array) -> tuple[Array, Array]:
+    """`[B, L]` at the queries and keys of one kind of tile, in their shapes."""
+    both: Any = tuple(
+        _take(x, jnp.maximum(places, 0).reshape(x.shape[0], -1)).reshape(places.shape)
+        for places in (queries, keys)
+    )
+    return both
+
+
+def _take(x: Array, places: Array) -> Array:
+    """Of every row what lies at places of that row: `[B, L, ...]`, `[B, M]` -> `[B, M, ...]`."""
+    return jax.vmap(lambda row, at: row.at[at].get(mode="promise_in_bounds"))(x, places)
