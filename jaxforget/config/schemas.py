@@ -51,7 +51,8 @@ class TrainConfig:
       accumulate: micro-batches a step is divided into.
       peer_compat: with `accumulate`, average the micro-batches' own means, as open-unlearning
         does, instead of one mean over the step; targets in short micro-batches then weigh more.
-      row_length: tokens of a packed row, a multiple of 64 at best; None: chosen to waste little.
+      row_length: tokens of a packed row, a multiple of 64 at best; None: as long as it takes, one
+        row for every shard and micro-batch, with attention inside of examples alone.
       compute: dtype of the matrix products; master weights stay as loaded.
       remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
       seed: of data order and adapters.

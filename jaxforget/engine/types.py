@@ -64,7 +64,8 @@ class TokenBatch:
         from its own place on until before this one, counted from the begin of the row, 0: never.
         None: it goes by segments.
       totals: counts of the whole step where this batch is one micro-batch of it; None: itself.
-      tiles: how attention is computed; None: every token of a row against all of it.
+      tiles: how attention is computed where it goes by segments; None: every token of a row
+        against all of it.
       slots: int32 `[B, T]`, the places that go through the output head; None: those of the
         labelled targets, in order, as many as `max_targets`.
       max_targets: static upper bound of labelled targets in any row, so that only they go

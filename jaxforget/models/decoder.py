@@ -125,8 +125,7 @@ def hidden_states(
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
-    mask_of, attend = _attention(tiles)
-    see = functools.partial(mask_of, positions, segments, until=until)
+    see, attend = _attention(positions, segments, until, tiles)
     everywhere = None if cfg.windowed else see()
 
     def body(
@@ -153,11 +152,17 @@ def hidden_states(
         return layers.norm(x, params["final_norm"], cfg), inside
 
 
-def _attention(tiles: Tiles | None) -> tuple[Callable[..., Any], Callable[..., Array]]:
+def _attention(
+    positions: Array, segments: Array, until: Array | None, tiles: Tiles | None
+) -> tuple[Callable[..., Any], Callable[..., Array]]:
     """What makes masks, and what attends under them."""
     if tiles is None:
-        return layers.attention_mask, layers.attend
-    return tiled.with_tiles(tiles)
+        see = functools.partial(layers.attention_mask, positions, segments, until=until)
+        return see, layers.attend
+    if until is not None:
+        raise ValueError("attention in tiles goes by segments, not by places")
+    mask_of, attend = tiled.with_tiles(tiles)
+    return functools.partial(mask_of, positions, segments), attend
 
 
 def _by_rows(x: Array) -> Array:

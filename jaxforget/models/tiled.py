@@ -26,7 +26,6 @@ def tile_masks(
     segments: Array,
     *,
     window: Array | int = layers.UNLIMITED,
-    until: Array | None = None,
 ) -> Masks:
     """Who sees whom in every tile; see `layers.attention_mask`.
 
@@ -34,7 +33,6 @@ def tile_masks(
       tiles: of the rows.
       positions, segments: int32 `[B, L]`.
       window: distance, in positions, from which on a key is out of sight.
-      until: int32 `[B, L]`, see `TokenBatch`; segments then say nothing.
     Returns:
       By kind, bool `[B * N_j, Q_j, K_j]`.
     """
@@ -42,13 +40,8 @@ def tile_masks(
     for queries, keys in zip(tiles.queries, tiles.keys, strict=True):
         (asked, seen), (p, s) = _taken(positions, queries, keys), _taken(segments, queries, keys)
         distance = asked[..., :, None] - seen[..., None, :]
-        later, there = queries[..., :, None] >= keys[..., None, :], (keys >= 0)[..., None, :]
-        if until is None:
-            sees = (p[..., :, None] == s[..., None, :]) & (p[..., :, None] > 0)
-        else:
-            _, ends = _taken(until, queries, keys)
-            sees = queries[..., :, None] < ends[..., None, :]
-        mask = sees & there & later & (distance >= 0) & (distance < window)
+        same = (p[..., :, None] == s[..., None, :]) & (p[..., :, None] > 0)
+        mask = same & (keys >= 0)[..., None, :] & (distance >= 0) & (distance < window)
         masks.append(mask.reshape(-1, *mask.shape[2:]))
     return tuple(masks)
 

@@ -10,8 +10,7 @@ from test_decoder import VARIED, assert_trees_close, load, loss_and_gradient, sc
 
 from jaxforget.data.layout import lay, shape_of
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.engine.types import Tiles
-from jaxforget.models import decoder, layers, tiled
+from jaxforget.models import decoder
 from jaxforget.models.decoder import Compute
 
 
@@ -64,24 +63,8 @@ def test_products_with_the_hessian_are_those_of_whole_rows():
     assert_trees_close(product(batch), product(replace(batch, tiles=None)), 1e-4)
 
 
-def test_tiles_of_places_see_what_until_says():
-    """A beginning and two continuations of it, each in a tile beside the beginning alone."""
-    until = jnp.asarray([[6, 6, 4, 4, 6, 6, 0, 0]], jnp.int32)
-    positions = jnp.asarray([[0, 1, 2, 3, 2, 3, 0, 0]], jnp.int32)
-    segments = jnp.ones_like(positions)
-    queries = [[[0, 1], [2, 3], [4, 5]]]
-    keys = [[[0, 1, -1, -1], [0, 1, 2, 3], [0, 1, 4, 5]]]
-    back = [[0, 1, 2, 3, 4, 5, 0, 0]]
-    tiles = Tiles((jnp.asarray(queries),), (jnp.asarray(keys),), jnp.asarray(back))
-    q, k, v = (
-        jnp.asarray(np.random.default_rng(i).normal(size=(1, 8, heads, 4)), jnp.float32)
-        for i, heads in enumerate((4, 2, 2))
-    )
-    cfg, _, _ = load(VARIED[0])
-    for window in (layers.UNLIMITED, 2):
-        mask = layers.attention_mask(positions, segments, until=until, window=window)
-        masks = tiled.tile_masks(tiles, positions, segments, until=until, window=window)
-        y = tiled.attend_tiles(tiles, q, k, v, masks, cfg)
-        expected = layers.attend(q, k, v, mask, cfg)
-        np.testing.assert_allclose(y[:, :6], expected[:, :6], rtol=1e-5, atol=1e-6)
-        assert np.isfinite(y).all()
+def test_tiles_and_attention_by_places_exclude_one_another():
+    cfg, params, _ = load(VARIED[0])
+    batch = tiled_batch(VARIED[0], 1)
+    with pytest.raises(ValueError, match="by segments"):
+        scored(cfg, params, replace(batch, until=batch.segments))

@@ -2,8 +2,7 @@
 
 The backward pass recomputes a block's logits from the hidden states and the saved logsumexp:
 one more product than autodiff, and O(T) instead of O(T V) memory. On one device its blocks are of
-words, not positions: each word's gradient is then made once, and the weight is read once; over
-several devices every one of them would walk through the others' words.
+words, not positions, see `words`.
 """
 
 from functools import partial
@@ -14,6 +13,7 @@ from jax import Array
 
 from jaxforget_kernels.blocks import on_one_device, scan_blocks
 from jaxforget_kernels.projection import logits, pull_back
+from jaxforget_kernels.words import Projection, pull_back_by_words
 
 type Answer = tuple[Array, tuple[Array, Array, Array] | None]
 
@@ -101,10 +101,15 @@ def _backward(
     seed = jnp.where(inside, cotangent[0], 0.0)
     if block < targets.shape[1] and on_one_device():
         width = -(-vocab * block // targets.shape[1])  # as many logits at once
-        to_hidden, to_weight, to_bias = _by_words(
-            hidden, weight, bias, targets, lse, seed, softcap, width
-        )
-        return _as_given(hidden, weight, bias, to_hidden, to_weight, to_bias)
+        wanted, total, g = (each.reshape(-1, 1) for each in (targets, lse, seed))
+
+        def cotangent_of(capped: list[Array], word: Array) -> list[Array]:
+            return [g * ((word == wanted).astype(jnp.float32) - jnp.exp(capped[0] - total))]
+
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        side = Projection(flat, weight, bias, softcap)
+        (found,) = pull_back_by_words([side], cotangent_of, width)
+        return _as_given(hidden, weight, bias, *found)
 
     def body(
         carry: tuple[Array, Array], blocks: tuple[Array, Array, Array], g: Array
@@ -136,45 +141,6 @@ def _as_given(
     of_bias = None if bias is None else to_bias.astype(bias.dtype)
     of_hidden = to_hidden.astype(hidden.dtype).reshape(hidden.shape)
     return of_hidden, to_weight.astype(weight.dtype), of_bias, None
-
-
-def _by_words(
-    hidden: Array,
-    weight: Array,
-    bias: Array | None,
-    targets: Array,
-    lse: Array,
-    seed: Array,
-    softcap: float | None,
-    width: int,
-) -> tuple[Array, Array, Array]:
-    """Gradients of states `[N T, D]`, weight `[V, D]` and bias `[V]`, made `width` words at a time.
-
-    From the last words to the first: where `width` does not divide V, the last block reaches back
-    into the words of the one before, with gradients of 0, which that one then overwrites.
-    """
-    vocab, size = weight.shape
-    flat = hidden.reshape(-1, size)
-    wanted, total, g = (each.reshape(-1, 1) for each in (targets, lse, seed))
-    count = -(-vocab // width)
-
-    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        to_hidden, to_weight, to_bias = carry
-        own = (count - 1 - i) * width
-        start = jnp.minimum(own, vocab - width)
-        some = jax.lax.dynamic_slice_in_dim(weight, start, width)
-        its = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, start, width)
-        z = logits(flat, some, its, softcap)
-        word = start + jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
-        dz = g * ((word == wanted).astype(jnp.float32) - jnp.exp(z - total))
-        dz = jnp.where(word >= own, dz, 0.0)
-        more, rows, column = pull_back(dz, z, flat, some, softcap)
-        put = jax.lax.dynamic_update_slice_in_dim
-        to_weight = put(to_weight, rows.astype(weight.dtype), start, 0)
-        return to_hidden + more, to_weight, put(to_bias, column, start, 0)
-
-    zeros = jnp.zeros(flat.shape, jnp.float32), jnp.zeros_like(weight), jnp.zeros(vocab)
-    return jax.lax.fori_loop(0, count, body, zeros)
 
 
 blocked.defvjp(_forward, _backward)

@@ -1,6 +1,6 @@
 """Blocked form: no array of positions x vocabulary outlives its block, forward or backward.
 
-On one device the backward pass' blocks are of words, not positions, see `cross_entropy.xla`.
+On one device the backward pass' blocks are of words, not positions, see `words`.
 """
 
 from functools import partial
@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxforget_kernels.blocks import on_one_device, scan_blocks
 from jaxforget_kernels.projection import logits, pull_back
+from jaxforget_kernels.words import Projection, pull_back_by_words
 
 type Side = tuple[Array, Array, Array | None]
 """Hidden states `[N, T, D]`, weight `[V, D]`, bias `[V]` or None of one distribution."""
@@ -65,8 +66,19 @@ def _backward(
     length = cotangent.shape[1]
     if block < length and on_one_device():
         width = -(-p[1].shape[0] * block // length)  # as many logits at once
-        (to_p, more_p), (to_q, more_q) = _by_words(saved, cotangent, softcaps, width)
-        return _side(p, to_p, more_p), _side(q, to_q, more_q)
+        divergence, total_p, total_q, g = (
+            each.reshape(-1, 1) for each in (kl, lse_p, lse_q, cotangent)
+        )
+
+        def cotangents(capped: list[Array], word: Array) -> tuple[Array, Array]:
+            return _seeds(capped[0] - total_p, capped[1] - total_q, divergence, g)
+
+        sides = [
+            Projection(_rows(hidden), weight, bias, softcap)
+            for (hidden, weight, bias), softcap in zip((p, q), softcaps, strict=True)
+        ]
+        of_p, of_q = pull_back_by_words(sides, cotangents, width)
+        return _side(p, *of_p), _side(q, *of_q)
 
     def body(carry: tuple, blocks: tuple, g: Array) -> tuple[tuple, tuple[Array, Array]]:
         hidden_p, hidden_q, *columns = blocks
@@ -86,7 +98,7 @@ def _backward(
     (more_p, more_q), (to_p, to_q) = scan_blocks(
         body, (zeros[0], zeros[1]), block, repeated, cotangent
     )
-    return _side(p, to_p, more_p), _side(q, to_q, more_q)
+    return _side(p, to_p, *more_p), _side(q, to_q, *more_q)
 
 
 def _seeds(logp: Array, logq: Array, divergence: Array, g: Array) -> tuple[Array, Array]:
@@ -94,52 +106,6 @@ def _seeds(logp: Array, logq: Array, divergence: Array, g: Array) -> tuple[Array
     prob = jnp.exp(logp)
     gap = jnp.where(prob > 0, logp - logq, 0.0)
     return g * prob * (gap - divergence), g * (jnp.exp(logq) - prob)
-
-
-def _by_words(
-    saved: tuple, cotangent: Array, softcaps: tuple[float | None, float | None], width: int
-) -> list[tuple[Array, list[Array]]]:
-    """Of p and q: gradients of hidden states, and of weight and bias, `width` words at a time."""
-    *sides, kl, lse_p, lse_q = saved
-    divergence, g = kl.reshape(-1, 1), cotangent.reshape(-1, 1)
-    totals = lse_p.reshape(-1, 1), lse_q.reshape(-1, 1)
-    vocab = sides[0][1].shape[0]
-    count = -(-vocab // width)
-
-    def body(i: Array, carry: list) -> list:
-        own = (count - 1 - i) * width
-        start = jnp.minimum(own, vocab - width)  # the last block reaches back, see `cross_entropy`
-        parts = []
-        for side, softcap in zip(sides, softcaps, strict=True):
-            weight = jax.lax.dynamic_slice_in_dim(side[1], start, width)
-            its = side[2]
-            its = None if its is None else jax.lax.dynamic_slice_in_dim(its, start, width)
-            parts.append((weight, logits(_rows(side[0]), weight, its, softcap)))
-        normal = [z - total for (_, z), total in zip(parts, totals, strict=True)]
-        word = start + jax.lax.broadcasted_iota(jnp.int32, normal[0].shape, 1)
-        made = []
-        seeds = _seeds(normal[0], normal[1], divergence, g)
-        for k, (weight, z) in enumerate(parts):
-            to_hidden, (to_weight, to_bias) = carry[k]
-            seed = jnp.where(word >= own, seeds[k], 0.0)
-            more, rows, column = pull_back(seed, z, _rows(sides[k][0]), weight, softcaps[k])
-            put = jax.lax.dynamic_update_slice_in_dim
-            to_weight = put(to_weight, rows.astype(to_weight.dtype), start, 0)
-            made.append((to_hidden + more, [to_weight, put(to_bias, column, start, 0)]))
-        return made
-
-    zeros = [
-        (
-            jnp.zeros(_rows(hidden).shape, jnp.float32),
-            [jnp.zeros_like(weight), jnp.zeros(vocab)],
-        )
-        for hidden, weight, _ in sides
-    ]
-    found = jax.lax.fori_loop(0, count, body, zeros)
-    return [
-        (to_hidden.astype(side[0].dtype).reshape(side[0].shape), more)
-        for (to_hidden, more), side in zip(found, sides, strict=True)
-    ]
 
 
 def _cast(side: Side) -> Array:
@@ -151,14 +117,12 @@ def _rows(hidden: Array) -> Array:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _side(side: Side, to_hidden: Array, more: list[Array]) -> Side:
-    """Gradients in the dtypes of what they belong to."""
-    _, weight, bias = side
-    return (
-        to_hidden,
-        more[0].astype(weight.dtype),
-        None if bias is None else more[1].astype(bias.dtype),
-    )
+def _side(side: Side, to_hidden: Array, to_weight: Array, to_bias: Array) -> Side:
+    """Gradients in the shapes and dtypes of what they belong to."""
+    hidden, weight, bias = side
+    of_hidden = to_hidden.astype(hidden.dtype).reshape(hidden.shape)
+    of_bias = None if bias is None else to_bias.astype(bias.dtype)
+    return of_hidden, to_weight.astype(weight.dtype), of_bias
 
 
 blocked.defvjp(_forward, _backward)
