@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxforget.engine.partwise import PART
 from jaxforget.engine.tree import flatten
+from jaxforget.engine.types import TokenBatch
 from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.studies.abstract import AbstractStep
 
@@ -84,18 +85,18 @@ def _transient(
     settings, shape = config.train, step.mesh.shape
     item = jnp.dtype(settings.compute).itemsize
     shards = shape["data"] * shape["fsdp"] * settings.accumulate
-    rows = sum(batch.tokens.shape[0] for batch in step.batches.values()) / shards
-    length = max(batch.tokens.shape[1] for batch in step.batches.values())
-    tokens, tensor = rows * length, shape["tensor"]
-    floats = _per_token(cfg, length, settings.remat, tensor)
+    batches, tensor = step.batches.values(), shape["tensor"]
+    tokens = sum(batch.tokens.size for batch in batches) / shards
+    seen = sum(map(_products_seen, batches)) / shards / tokens
+    floats = _per_token(cfg, seen, settings.remat, tensor)
     head = float(cfg.vocab_size * cfg.hidden_size) / tensor
     paths = flatten(step.state.params)
     learns_head = "embed/w" in paths or "head/w" in paths
     gathered = shape["fsdp"] > 1
     layer = sum(math.prod(s[1:]) for path, s in param_shapes(cfg).items() if "layers/" in path)
     kept = item * tokens * (floats.saved * cfg.layers)
-    slots = max(batch.max_targets or length for batch in step.batches.values())
-    every = 4.0 * rows * slots * cfg.vocab_size / tensor
+    slots = sum(b.tokens.shape[0] * (b.max_targets or b.tokens.shape[1]) for b in batches) / shards
+    every = 4.0 * slots * cfg.vocab_size / tensor
     looped = every > (_HOST_WHOLE if block == _HOST_BLOCK else block)
     logits = min(block, every) if looped else every
     copies = (1 if settings.accumulate > 1 else 0) * trained
@@ -132,11 +133,19 @@ class _Floats:
     working: float  # of a token, while a layer's gradient is made
 
 
-def _per_token(cfg: DecoderConfig, length: int, remat: str, tensor: int) -> _Floats:
+def _products_seen(batch: TokenBatch) -> float:
+    """Pairs of a query and a key that attention multiplies in a batch."""
+    if batch.tiles is None:
+        length = batch.tokens.shape[1]
+        return batch.tokens.size * (length if length < 256 else 0.75 * length)  # in stretches
+    pairs = zip(batch.tiles.queries, batch.tiles.keys, strict=True)
+    return float(sum(queries.size * keys.shape[2] for queries, keys in pairs))
+
+
+def _per_token(cfg: DecoderConfig, seen: float, remat: str, tensor: int) -> _Floats:
     wide, heads = cfg.hidden_size, cfg.heads * cfg.head_dim / tensor
     inner, gates = cfg.mlp_size / tensor, 2 if cfg.gated else 1
     projections = wide + heads + 2 * cfg.kv_heads * cfg.head_dim / tensor + gates * inner
-    seen = length if length < 256 else 0.75 * length  # long rows are computed in stretches
     attention = cfg.heads / tensor * seen
     working = 4 * attention + 3 * inner + 2 * wide
     if remat == "full":
