@@ -16,7 +16,7 @@ from jaxforget.engine.tree import Params
 from jaxforget.engine.types import TokenBatch
 from jaxforget.models.language_model import LanguageModel
 
-_MULTIPLE = 64
+_MULTIPLE = 16  # of the length of rows with one example each
 
 
 @dataclass(frozen=True)
