@@ -157,7 +157,7 @@ class PairedBatches:
         step sees.
         """
         drawn = [self.examples(step) for step in range(steps)]
-        longest = max(int(each.lengths.max()) for each in self.sets.values())
+        longest = max(int(each.lengths.max(initial=1)) for each in self.sets.values())
         shapes = {}
         for role, tokenised in self.sets.items():
             ids = [each[role] for each in drawn]

@@ -210,7 +210,7 @@ def planned(
             for role, ids in draws(step).items():
                 drawn[role].append(ids)
     sizes = {role: [sets[role].lengths[ids] for ids in found] for role, found in drawn.items()}
-    longest = max(int(each.lengths.max()) for each in sets.values())
+    longest = max(int(each.lengths.max(initial=1)) for each in sets.values())
     shapes = {
         role: plan_shape(
             sets[role],
