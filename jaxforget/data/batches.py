@@ -157,18 +157,14 @@ class PairedBatches:
         step sees.
         """
         drawn = [self.examples(step) for step in range(steps)]
-        longest = max(int(each.lengths.max(initial=1)) for each in self.sets.values())
-        shapes = {}
-        for role, tokenised in self.sets.items():
-            ids = [each[role] for each in drawn]
-            shapes[role] = plan_shape(
-                tokenised,
-                ids,
-                [self._sizes(role, each) for each in ids],
-                length=self.length,
-                row_multiple=self.row_multiple,
-                tile=choose_tile(longest),
-            )
+        by_role = {role: [each[role] for each in drawn] for role in self.sets}
+        shapes = plan_shapes(
+            self.sets,
+            by_role,
+            {role: [self._sizes(role, ids) for ids in found] for role, found in by_role.items()},
+            length=self.length,
+            row_multiple=self.row_multiple,
+        )
         return replace(self, shapes=shapes)
 
     def at(self, step: int) -> tuple[dict[str, TokenBatch], dict[str, Columns]]:
@@ -191,27 +187,40 @@ class PairedBatches:
         return batches, columns
 
 
-def plan_shape(
-    tokenised: TokenisedSet,
-    drawn: Sequence[np.ndarray],
-    sizes: Sequence[np.ndarray],
+def plan_shapes(
+    sets: Mapping[str, TokenisedSet],
+    drawn: Mapping[str, Sequence[np.ndarray]],
+    sizes: Mapping[str, Sequence[np.ndarray]],
     *,
     length: int | None,
     row_multiple: int,
-    tile: int,
-) -> Shape:
-    """The least shape that fits every step of one role.
+) -> dict[str, Shape]:
+    """The least shapes that fit every step, of the roles that are drawn from.
 
     Args:
-      tokenised: the set of the role.
-      drawn: examples of each step.
-      sizes: places that each of them takes, or by which they are distributed over rows.
+      sets: by role.
+      drawn: by role, examples of each step.
+      sizes: by role, places that each of them takes, or by which they are distributed over rows.
       length: tokens of a row; None: `row_multiple` rows hold the batch, whatever their length.
       row_multiple: rows are a multiple of this.
-      tile: queries of a tile, where no length is asked for.
     """
-    if length is None:
-        return shape_of(tokenised, drawn, sizes, row_multiple, tile)
+    tile = choose_tile(max(int(each.lengths.max(initial=1)) for each in sets.values()))
+    return {
+        role: shape_of(sets[role], ids, sizes[role], row_multiple, tile)
+        if length is None
+        else _packed_shape(sets[role], ids, sizes[role], length, row_multiple)
+        for role, ids in drawn.items()
+        if ids
+    }
+
+
+def _packed_shape(
+    tokenised: TokenisedSet,
+    drawn: Sequence[np.ndarray],
+    sizes: Sequence[np.ndarray],
+    length: int,
+    row_multiple: int,
+) -> Shape:
     rows = segments = targets = 1
     counts = tokenised.label_counts
     for ids, places in zip(drawn, sizes, strict=True):

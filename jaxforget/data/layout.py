@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxforget.data.pack import Columns, fill, pack, target_slots
+from jaxforget.data.pack import Columns, fill, pack, round_up, target_slots
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.types import Tiles, TokenBatch
 
@@ -50,7 +50,7 @@ def choose_tile(longest: int) -> int:
     example's end; the smaller, the more products there are, and the smaller.
     """
     if longest <= _TILE:
-        return max(_round_up(longest, 16), 16)
+        return max(round_up(longest, 16), 16)
     return _TILE * -(-longest // (_TILE * _DEEP))
 
 
@@ -98,7 +98,7 @@ def shape_of(
             segments = max(segments, len(group))
             targets = max(targets, int(labels[group].sum()))
             most = np.maximum(most, _tile_counts(lengths[group], tile, deep))
-    length = _round_up(length, _MULTIPLE)
+    length = round_up(length, _MULTIPLE)
     tiles = tuple(most[most > 0].tolist())
     return Shape(rows, length, segments, target_slots(targets, length), tile, tiles)
 
@@ -192,7 +192,3 @@ def _spans(out: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
 
 def _tile_counts(lengths: np.ndarray, tile: int, deep: int) -> np.ndarray:
     return (lengths[None, :] > tile * np.arange(deep)[:, None]).sum(axis=1)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -190,7 +190,7 @@ def pack_all(
     segments = max_segments or max(1, length // 8)
     groups = assign(tokenised.lengths, length, segments)
     targets = max(int(tokenised.label_counts[group].sum()) for group in groups)
-    targets = min(_round_up(targets, _MULTIPLE), length)
+    targets = min(round_up(targets, _MULTIPLE), length)
     batches = []
     for start in range(0, len(groups), rows):
         part = [np.asarray(group, np.int64) for group in groups[start : start + rows]]
@@ -200,7 +200,7 @@ def pack_all(
 
 def target_slots(most: int, length: int) -> int:
     """Slots for rows of at most `most` labelled targets: a multiple of 8, never above `length`."""
-    return min(_round_up(most, 8), length)
+    return min(round_up(most, 8), length)
 
 
 def refuse_longer(tokenised: TokenisedSet, length: int, name: str = "this set") -> None:
@@ -214,5 +214,6 @@ def refuse_longer(tokenised: TokenisedSet, length: int, name: str = "this set") 
         )
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is no less than a value."""
     return -(-value // multiple) * multiple

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxforget.data.batches import plan_shape
-from jaxforget.data.layout import Shape, choose_tile, lay
+from jaxforget.data.batches import plan_shapes
+from jaxforget.data.layout import Shape, lay
 from jaxforget.data.pack import Columns
 from jaxforget.data.sets import TokenisedSet, fingerprint_of
 from jaxforget.engine.errors import UserError
@@ -210,17 +210,5 @@ def planned(
             for role, ids in draws(step).items():
                 drawn[role].append(ids)
     sizes = {role: [sets[role].lengths[ids] for ids in found] for role, found in drawn.items()}
-    longest = max(int(each.lengths.max(initial=1)) for each in sets.values())
-    shapes = {
-        role: plan_shape(
-            sets[role],
-            drawn[role],
-            sizes[role],
-            length=length,
-            row_multiple=row_multiple,
-            tile=choose_tile(longest),
-        )
-        for role in sets
-        if drawn[role]
-    }
+    shapes = plan_shapes(sets, drawn, sizes, length=length, row_multiple=row_multiple)
     return [StreamBatches(sets, draws, shapes) for draws, _ in tasks]

@@ -161,8 +161,8 @@ def _attention(
         return see, layers.attend
     if until is not None:
         raise ValueError("attention in tiles goes by segments, not by places")
-    mask_of, attend = tiled.with_tiles(tiles)
-    return functools.partial(mask_of, positions, segments), attend
+    see = functools.partial(tiled.tile_masks, tiles, positions, segments)
+    return see, functools.partial(tiled.attend_tiles, tiles)
 
 
 def _by_rows(x: Array) -> Array:

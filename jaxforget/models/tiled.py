@@ -1,7 +1,5 @@
 """Attention in tiles: every token against its own example, and against nothing else of its row."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +11,6 @@ from jaxforget.models import layers
 from jaxforget.models.config import DecoderConfig
 
 type Masks = tuple[Array, ...]
-
-
-def with_tiles(tiles: Tiles) -> tuple[Callable[..., Masks], Callable[..., Array]]:
-    """What replaces `layers.attention_mask` and `layers.attend` for rows with these tiles."""
-    return functools.partial(tile_masks, tiles), functools.partial(attend_tiles, tiles)
 
 
 def tile_masks(
