@@ -181,7 +181,12 @@ def _by_rows(x: Array) -> Array:
 def _remat(body, compute: Compute):
     if compute.remat == "none":
         return body
-    kept = jax.checkpoint_policies.save_only_these_names(layers.PROJECTION)
+    policies = jax.checkpoint_policies
+    # tangents and cotangents have no names: without the second, products with a Hessian would
+    # compute the projections of the backward pass twice
+    kept = policies.save_from_both_policies(
+        policies.save_only_these_names(layers.PROJECTION), policies.dots_with_no_batch_dims_saveable
+    )
     policy = {"dots": kept, "full": None}[compute.remat]
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 

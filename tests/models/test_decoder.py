@@ -169,6 +169,42 @@ def test_remat_changes_memory_not_numbers(case):
         assert_trees_close(other_gradient, gradient, 1e-5)
 
 
+def plain_products(jaxpr):
+    """Matrix products without batch axes in a program, those of a loop's body once."""
+    found = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            found += not eqn.params["dimension_numbers"][1][0]
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            found += plain_products(inner) if hasattr(inner, "eqns") else 0
+    return found
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_remat_dots_computes_no_projection_again_in_any_derivative(order):
+    cfg, params, _ = load("smollm2")
+    batch = rows(sequences("smollm2"), length=40)
+
+    def products(remat):
+        def derivative(p):
+            each = jax.grad(lambda q: decoder.score(q, batch, cfg, Compute(remat=remat)).logp.sum())
+            for _ in range(order - 1):
+                each = pushed(each)
+            return each(p)
+
+        return plain_products(jax.make_jaxpr(derivative)(params).jaxpr)
+
+    def pushed(gradient):
+        def along_itself(p):
+            here, push = jax.linearize(gradient, p)
+            return push(here)
+
+        return along_itself
+
+    assert products("dots") == products("none") < products("full")
+
+
 @pytest.mark.parametrize("case", ["smollm2", "gemma2"])
 def test_bfloat16_stays_close_and_keeps_float32_where_it_matters(case):
     cfg, params, _ = load(case)
