@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 # see docs/performance.md for when they pay
 _CPU_ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True}
 
-# M_MMAP_MAX: nothing is mapped by itself; M_TRIM_THRESHOLD: bytes kept at the end of the heap;
-# M_TOP_PAD: bytes that it grows by
-_KEEP = {-4: 0, -1: 2**31 - 1, -2: 2**26}
+# M_MMAP_MAX: nothing is mapped by itself; M_TRIM_THRESHOLD: the end of the heap is never given
+# back; M_TOP_PAD: bytes that it grows by
+_KEEP = {-4: 0, -1: -1, -2: 2**26}
 _GIVING: list[bool] = []  # what `give_back_freed_memory` answered
 _GIVE_BACK = {-4: 2**16, -1: 2**17, -2: 2**17, -3: 2**17}  # glibc's own, and its M_MMAP_THRESHOLD
 # M_ARENA_MAX: threads share the main heap; one of their own ends at 64 MiB and is given back

@@ -252,10 +252,12 @@ class Loop:
       make: (score, objective, combiner, optimizer, *, accumulate) -> step, a pure function
         (state, frozen leaves, batches, reference) -> (state, metrics).
       init: (trained leaves, optimizer) -> what the loop carries in `State.loop_state`.
+      second_order: whether its steps take exact products with Hessians of the score.
     """
 
     make: Callable[..., Callable[..., Any]]
     init: Callable[[Params, Any], Any]
+    second_order: bool = False
 
 
 @jax.tree_util.register_dataclass

@@ -95,7 +95,10 @@ def ofmu(settings: OfmuSettings = DEFAULTS) -> Loop:
             )
         return _step(settings, score, objective, combiner, optimizer)
 
-    return Loop(make=make, init=init)
+    exact = (settings.beta > 0 and settings.inner == "exact") or (
+        settings.rho > 0 and settings.outer == "exact"
+    )
+    return Loop(make=make, init=init, second_order=exact)
 
 
 def _step(

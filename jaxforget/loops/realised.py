@@ -1,5 +1,6 @@
 """What a step does to the terms of its own batch, measured beside any loop."""
 
+from dataclasses import replace
 from typing import Any
 
 from jaxforget.engine.step import Step, accumulated_terms
@@ -52,4 +53,4 @@ def with_realised_changes(loop: Loop) -> Loop:
 
         return step
 
-    return Loop(make=make, init=loop.init)
+    return replace(loop, make=make)

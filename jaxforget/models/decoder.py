@@ -38,10 +38,13 @@ class Compute:
         and log-probabilities are float32 always.
       remat: what the backward pass computes again: "none", "dots" (all but the projections'
         matrix products) or "full" (everything but each layer's input).
+      unroll: layers are written out one after the other instead of looped over: the program grows
+        with their number, and derivatives of higher order keep no stacked copies.
     """
 
     dtype: str = "float32"
     remat: str = "dots"
+    unroll: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("dtype", DTYPES), ("remat", REMAT)):
@@ -147,7 +150,7 @@ def hidden_states(
     with jax.named_scope("layers"):
         stack = params["layers"], layers.layer_extras(cfg)
         remat = functools.partial(_remat, compute=compute)
-        x, inside = run_layers(body, x, stack, cfg.layers, look, remat)
+        x, inside = run_layers(body, x, stack, cfg.layers, look, remat, unroll=compute.unroll)
     with jax.named_scope("final_norm"):
         return layers.norm(x, params["final_norm"], cfg), inside
 

@@ -50,7 +50,14 @@ class Inside(NamedTuple):
 
 
 def run_layers(
-    body: Body, x: Array, stack: Any, count: int, look: Look, remat: Callable[[Any], Any]
+    body: Body,
+    x: Array,
+    stack: Any,
+    count: int,
+    look: Look,
+    remat: Callable[[Any], Any],
+    *,
+    unroll: bool = False,
 ) -> tuple[Array, Inside]:
     """All layers in turn, in scans that end where one is looked into or pushed.
 
@@ -61,6 +68,7 @@ def run_layers(
       count: of the layers.
       look: see `Look`.
       remat: says what of the body the backward pass computes again.
+      unroll: see `Compute`.
     Returns:
       What the last layer gives, and what was asked for. Nobody pays for what nobody reads.
     Raises:
@@ -77,7 +85,7 @@ def run_layers(
         part = stack if whole else jax.tree.map(lambda leaf: leaf[start:stop], stack)
         if start == stop:
             return x, None
-        x, (inner, norms, seen) = jax.lax.scan(remat(one), x, part)
+        x, (inner, norms, seen) = jax.lax.scan(remat(one), x, part, unroll=unroll)
         parts.append(norms)
         told.append(seen)
         return x, inner

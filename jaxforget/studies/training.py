@@ -208,6 +208,10 @@ def first_state(
     return begin
 
 
+WRITTEN_OUT = 8
+"""Layers up to which products with Hessians go without a loop over them; see `Compute.unroll`."""
+
+
 def step_of(
     lm: LanguageModel,
     method: Method,
@@ -216,7 +220,11 @@ def step_of(
     steps: int,
 ) -> Step:
     """What a run of so many steps repeats, before it is compiled."""
-    return loop_of(method, settings, steps).make(
+    loop = loop_of(method, settings, steps)
+    if loop.second_order and lm.config.layers <= WRITTEN_OUT:
+        written = dataclasses.replace(lm.compute, unroll=True)
+        lm = dataclasses.replace(lm, compute=written)
+    return loop.make(
         lm.score,
         objective_of(method, settings),
         method.combiner,

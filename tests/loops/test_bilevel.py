@@ -14,7 +14,7 @@ from objectives.toy_lm import score
 from jaxforget.combiners import weighted_sum
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.state import init_state
-from jaxforget.loops import OfmuSettings, ofmu
+from jaxforget.loops import OfmuSettings, ofmu, with_realised_changes
 from jaxforget.loops.phi import Losses, _linear, outer_gradient, phi_gradient
 from jaxforget.objectives import graddiff
 
@@ -217,6 +217,22 @@ def test_it_converges_to_the_solution_of_a_bilevel_problem():
 
     found = jax.jit(lambda p: jax.lax.fori_loop(0, 9000, outer, p))(params)
     np.testing.assert_allclose([found["a"], found["b"]], [2.0, 1.0], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "exact"),
+    [
+        ({}, True),
+        ({"inner": "finite_difference"}, False),
+        ({"inner": "finite_difference", "rho": 0.1}, True),
+        ({"beta": 0.0}, False),
+        ({"beta": 0.0, "rho": 0.1}, True),
+        ({"beta": 0.0, "rho": 0.1, "outer": "finite_difference"}, False),
+    ],
+)
+def test_it_says_whether_it_takes_exact_products_with_hessians(settings, exact):
+    loop = ofmu(OfmuSettings(**settings))
+    assert loop.second_order == with_realised_changes(loop).second_order == exact
 
 
 def test_impossible_settings_are_refused():

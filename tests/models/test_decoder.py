@@ -169,6 +169,25 @@ def test_remat_changes_memory_not_numbers(case):
         assert_trees_close(other_gradient, gradient, 1e-5)
 
 
+@pytest.mark.parametrize("case", ["smollm2", "gemma3_text"])
+def test_layers_written_out_give_the_same_without_a_loop(case):
+    cfg, params, _ = load(case)
+    batch = rows(sequences(case), length=40)
+    programs, found = [], []
+    for unroll in (False, True):
+        compute = Compute("float32", unroll=unroll)
+        found.append(loss_and_gradient(cfg, params, batch, compute))
+
+        def states(p, compute=compute):
+            return decoder.score(p, batch, cfg, compute).hidden
+
+        programs.append(jax.jit(states).lower(params).as_text())
+    (value, gradient), (other, other_gradient) = found
+    np.testing.assert_allclose(other, value, rtol=1e-6)
+    assert_trees_close(other_gradient, gradient, 1e-5)
+    assert ["stablehlo.while" in text for text in programs] == [True, False]
+
+
 def plain_products(jaxpr):
     """Matrix products without batch axes in a program, those of a loop's body once."""
     found = 0
