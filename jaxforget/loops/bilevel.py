@@ -95,10 +95,7 @@ def ofmu(settings: OfmuSettings = DEFAULTS) -> Loop:
             )
         return _step(settings, score, objective, combiner, optimizer)
 
-    exact = (settings.beta > 0 and settings.inner == "exact") or (
-        settings.rho > 0 and settings.outer == "exact"
-    )
-    return Loop(make=make, init=init, second_order=exact)
+    return Loop(make=make, init=init, second_order=settings.second_order)
 
 
 def _step(

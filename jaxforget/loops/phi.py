@@ -61,6 +61,12 @@ class OfmuSettings:
         if not self.finite_step > 0:
             raise UserError(f"ofmu: finite_step must be above 0, got {self.finite_step}")
 
+    @property
+    def second_order(self) -> bool:
+        """Whether any product with a Hessian is exact."""
+        inner = self.beta > 0 and self.inner == "exact"
+        return inner or (self.rho > 0 and self.outer == "exact")
+
 
 class Losses(NamedTuple):
     """L_f and L_r of one step's batches as functions of the trained leaves."""

@@ -34,7 +34,8 @@ from jaxforget.models.language_model import LanguageModel
 from jaxforget.objectives import assemble
 from jaxforget.objectives.retain import nll_part
 from jaxforget.studies.inputs import step_inputs
-from jaxforget.studies.training import Trained, Watch, divide
+from jaxforget.studies.training import Trained, divide
+from jaxforget.studies.watch import Watch
 
 
 @dataclass(frozen=True)

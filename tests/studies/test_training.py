@@ -1,6 +1,7 @@
 """What training does to the model that it starts from."""
 
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -15,8 +16,11 @@ from jaxforget.data.tokenise import tokenise
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.engine.optimizer import OptimizerConfig
 from jaxforget.engine.run_dir import open_run
+from jaxforget.engine.types import Loop
+from jaxforget.models import decoder
 from jaxforget.models.language_model import load
-from jaxforget.studies.training import train_model
+from jaxforget.studies import training
+from jaxforget.studies.training import step_of, train_model
 
 
 def trained(world, place, lora=None, **options):
@@ -61,3 +65,16 @@ def test_a_model_that_is_consumed_becomes_the_state(world, tmp_path):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(consumed.params))
     _, again = trained(world, tmp_path / "again")
     jax.tree.map(np.testing.assert_array_equal, consumed.params, again.params)
+
+
+@pytest.mark.parametrize(("second_order", "most", "unroll"), [(0, 8, 0), (1, 8, 1), (1, 0, 0)])
+def test_layers_are_written_out_for_hessians_of_shallow_models(
+    world, tmp_path, monkeypatch, second_order, most, unroll
+):
+    monkeypatch.setattr(training, "WRITTEN_OUT", most)
+    lm = load(tiny.settings(world, tmp_path)["model"])
+    loop = Loop(lambda score, *_, **__: score, lambda *_: (), second_order=bool(second_order))
+    method = replace(methods.get("graddiff"), loop=loop)
+    score = step_of(lm, method, None, TrainConfig(), 1)
+    # equal ways to compute give the very same function
+    assert score is decoder.scorer(lm.config, replace(lm.compute, unroll=bool(unroll)))

@@ -49,7 +49,8 @@ from jaxforget.studies.streams.boundary import (
 from jaxforget.studies.streams.looks import add_look, forget_looks, keep
 from jaxforget.studies.streams.modules import keep_modules
 from jaxforget.studies.streams.stream import Stream, Streamed
-from jaxforget.studies.training import Watch, divide
+from jaxforget.studies.training import divide
+from jaxforget.studies.watch import Watch
 
 log = logging.getLogger(__name__)
 
