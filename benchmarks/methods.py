@@ -1,12 +1,12 @@
 """Every method on the fictitious people, against retraining: one table over several seeds.
 
     python benchmarks/methods.py --seeds 0 1 2 --out runs/methods
-    python benchmarks/methods.py --methods ga graddiff+gu npo npo+gu rmu --chosen   # those to audit
+    python benchmarks/methods.py --chosen      # the settings of docs/results.md, without the search
 
 A model learns all people, an oracle all but those to forget. Every method starts from the first,
 with equal batches and epochs; its settings are the nearest to the oracle of a small grid (`GRIDS`)
 on the first seed, and are kept for the others; with `--chosen` they are those that this gave when
-docs/results.md was written (`CHOSEN`). A killed call continues where it stopped. Writes
+docs/results.md was written (chosen_methods.json). A killed call continues where it stopped. Writes
 methods.json and prints the table. `distance` is the root mean square difference to the oracle of
 forget probability, forget ROUGE, retain probability and model utility.
 """
@@ -78,14 +78,10 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 """Settings tried on the first seed; learning rates alone for the methods that are not named."""
 
-CHOSEN: Mapping[str, Mapping[str, Any]] = {
-    "ga": {"rate": 2e-4},
-    "graddiff+gu": {"rate": 2e-4, "combiner": GEOMETRIC},
-    "npo": {"rate": 6e-4, "beta": 0.3},
-    "npo+gu": {"rate": 6e-4, "beta": 0.3, "combiner": GEOMETRIC},
-    "rmu": {"rate": 2e-3, "layer": 1, "retain_weight": 10.0},
-}
-"""What the search over `GRIDS` found, of the methods that `benchmarks/audits.py` audits."""
+CHOSEN: Mapping[str, Mapping[str, Any]] = json.loads(
+    (ROOT / "benchmarks" / "chosen_methods.json").read_text()
+)
+"""What the search over `GRIDS` found when docs/results.md was written."""
 
 
 def lanes() -> list[str]:

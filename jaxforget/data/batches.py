@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxforget.data.layout import Shape, choose_tile, lay, shape_of
+from jaxforget.data.layout import Shape, choose_tile, common, lay, shape_of
 from jaxforget.data.pack import Columns, assign, refuse_longer, target_slots
 from jaxforget.data.pairing import PAIRINGS, Entities, Pairing, Walks
 from jaxforget.data.sets import TokenisedSet
@@ -150,11 +150,15 @@ class PairedBatches:
         each = [self.sets[partner].lengths[examples] for partner in partners]
         return np.max(each, axis=0)
 
-    def plan(self, steps: int) -> "PairedBatches":
+    def plan(self, steps: int, tile: int | None = None) -> "PairedBatches":
         """These batches in shapes that fit every step below `steps` >= 1.
 
         Only lengths are looked at, so planning is fast. More steps never change which examples a
         step sees.
+
+        Args:
+          steps: that will be taken.
+          tile: queries of a tile of attention; None: as suits the longest example.
         """
         drawn = [self.examples(step) for step in range(steps)]
         by_role = {role: [each[role] for each in drawn] for role in self.sets}
@@ -164,6 +168,7 @@ class PairedBatches:
             {role: [self._sizes(role, ids) for ids in found] for role, found in by_role.items()},
             length=self.length,
             row_multiple=self.row_multiple,
+            tile=tile,
         )
         return replace(self, shapes=shapes)
 
@@ -194,6 +199,7 @@ def plan_shapes(
     *,
     length: int | None,
     row_multiple: int,
+    tile: int | None = None,
 ) -> dict[str, Shape]:
     """The least shapes that fit every step, of the roles that are drawn from.
 
@@ -203,8 +209,9 @@ def plan_shapes(
       sizes: by role, places that each of them takes, or by which they are distributed over rows.
       length: tokens of a row; None: `row_multiple` rows hold the batch, whatever their length.
       row_multiple: rows are a multiple of this.
+      tile: queries of a tile of attention; None: as suits the longest example of the sets.
     """
-    tile = choose_tile(max(int(each.lengths.max(initial=1)) for each in sets.values()))
+    tile = tile or tile_for(sets)
     return {
         role: shape_of(sets[role], ids, sizes[role], row_multiple, tile)
         if length is None
@@ -212,6 +219,35 @@ def plan_shapes(
         for role, ids in drawn.items()
         if ids
     }
+
+
+def tile_for(sets: Mapping[str, TokenisedSet]) -> int:
+    """Queries of a tile that suit the longest example of several sets."""
+    return choose_tile(max(int(each.lengths.max(initial=1)) for each in sets.values()))
+
+
+def in_common(shapes: Sequence[Mapping[str, Shape]]) -> dict[str, Shape]:
+    """By role, the least shape that fits batches of all of these, where any has the role."""
+    roles = dict.fromkeys(role for each in shapes for role in each)
+    return {role: common(each[role] for each in shapes if role in each) for role in roles}
+
+
+_WASTE = 1 / 8
+"""Places above those needed that a step may have for a compilation to be saved."""
+
+
+def widened(own: Mapping[str, Shape], shared: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    """Shapes that others have too where batches fit into them and little of them stays empty.
+
+    Args:
+      own: the least shapes, by role.
+      shared: those of several batches; roles that are not in `own` are left out.
+    Returns:
+      `own` made as large as `shared`, or `own` where that has over an eighth more places.
+    """
+    wide = {role: common([shape, shared.get(role, shape)]) for role, shape in own.items()}
+    need, have = (sum(s.rows * s.length for s in each.values()) for each in (own, wide))
+    return wide if have <= need * (1 + _WASTE) else own
 
 
 def _packed_shape(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxforget.data.batches import plan_shapes
+from jaxforget.data.batches import plan_shapes, widened
 from jaxforget.data.layout import Shape, lay
 from jaxforget.data.pack import Columns
 from jaxforget.data.sets import TokenisedSet, fingerprint_of
@@ -195,6 +195,7 @@ def planned(
     *,
     length: int | None,
     row_multiple: int,
+    shared: Mapping[str, Shape] | None = None,
 ) -> list[StreamBatches]:
     """Batches of several tasks in shapes common to all, so that they share compiled programs.
 
@@ -203,6 +204,7 @@ def planned(
       tasks: draws and steps of each.
       length: tokens of a packed row; None: see `PairedBatches`.
       row_multiple: rows are a multiple of this.
+      shared: shapes that further batches have, too, see `widened`; None: the least that fit.
     """
     drawn: dict[str, list[np.ndarray]] = {role: [] for role in sets}
     for draws, steps in tasks:
@@ -210,5 +212,7 @@ def planned(
             for role, ids in draws(step).items():
                 drawn[role].append(ids)
     sizes = {role: [sets[role].lengths[ids] for ids in found] for role, found in drawn.items()}
-    shapes = plan_shapes(sets, drawn, sizes, length=length, row_multiple=row_multiple)
+    tile = next(iter(shared.values())).tile if shared else None
+    shapes = plan_shapes(sets, drawn, sizes, length=length, row_multiple=row_multiple, tile=tile)
+    shapes = widened(shapes, shared) if shared else shapes
     return [StreamBatches(sets, draws, shapes) for draws, _ in tasks]

@@ -57,12 +57,16 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         training = ocp.training
+        # among devices of one process there is no disk to share, and each slice is a compilation
+        context = ocp.Context()
+        context.array.saving.use_replica_parallel = jax.process_count() > 1
         self._orbax = training.Checkpointer(
             str(self.folder),
             # the default policy drops saves while another is in flight
             save_decision_policy=cast(Any, training.save_decision_policies.FixedIntervalPolicy(1)),
             preservation_policy=cast(Any, training.preservation_policies.LatestN(keep)),
             cleanup_tmp_directories=True,
+            context=context,
         )
 
     def __enter__(self) -> "Checkpoints":

@@ -1,6 +1,8 @@
 """A few plain steps on some examples: what attacks relearn with and retention is probed with."""
 
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -8,12 +10,15 @@ from jax.sharding import Mesh
 
 from jaxforget.combiners import weighted_sum
 from jaxforget.data.batches import PairedBatches
+from jaxforget.data.layout import Shape
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.engine.mesh import put, put_rows, row_shards, shardings
+from jaxforget.engine.mesh import put, put_rows, replicated, row_shards, shardings
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
+from jaxforget.engine.partwise import Entrywise
 from jaxforget.engine.state import init_state
-from jaxforget.engine.train import compile_step
+from jaxforget.engine.train import CompiledStep, compile_step
 from jaxforget.engine.tree import Params, merge
+from jaxforget.engine.types import Batches, Metrics, ScoreFn, State
 from jaxforget.loops import plain
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora, merge_lora
@@ -50,33 +55,61 @@ def brief_training(
     Raises:
       FloatingPointError: a loss or gradient was not finite.
     """
-    spec, combiner, last = nll_objective(), weighted_sum({"nll": 1.0}), max(measured)
+    last = max(measured)
     if 0 in measured:
         yield 0, lm.params
     if not last:
         return
-    (role,) = spec.needs.roles
+    (role,) = _SPEC.needs.roles
     batches = PairedBatches(
         {role: trained_on}, batch_size, seed, row_multiple=row_shards(mesh)
     ).plan(last)
-    optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=learning_rate, schedule="constant"), last
-    )
     trained, frozen = _divided(lm, rank, seed, mesh)
-    placed = shardings(jax.eval_shape(lambda p: init_state(p, optimizer, combiner), trained), mesh)
-    state = jax.jit(lambda p: init_state(p, optimizer, combiner), out_shardings=placed)(
-        put(jax.tree.map(np.array, trained), placed.params)
-    )
-    step = compile_step(plain(lm.score, spec.objective, combiner, optimizer), mesh, placed)
+    places, treedef = jax.tree.flatten(shardings(jax.eval_shape(_first, trained), mesh))
+    placed = jax.tree.unflatten(treedef, places)
+    state = _begin(tuple(places), treedef)(put(jax.tree.map(np.array, trained), placed.params))
+    assert batches.shapes is not None
+    step = _step(lm.score, batches.shapes[role], mesh, tuple(places), treedef)
+    rate = jax.device_put(np.float32(learning_rate), replicated(mesh))
     with jax.set_mesh(mesh):
         for done in range(1, last + 1):
             batch = {role: put_rows(batches.at(done - 1)[0][role], mesh)}
-            state, metrics = step(state, frozen, batch, {})
+            state, metrics = step(state, frozen, batch, rate)
             if done not in measured:
                 continue
             if metrics["skipped"] > 0:
                 raise FloatingPointError(f"a loss or gradient was not finite by step {done}")
             yield done, merge_lora(merge(frozen, state.params))
+
+
+_SPEC, _COMBINER = nll_objective(), weighted_sum({"nll": 1.0})
+
+
+def _optimizer(rate: Any) -> Entrywise:
+    return make_optimizer(OptimizerConfig(), schedule=lambda _: rate)
+
+
+def _first(params: Params) -> State:
+    return init_state(params, _optimizer(0.0), _COMBINER)  # no rate is part of a state
+
+
+@functools.lru_cache(maxsize=16)
+def _begin(places: tuple[Any, ...], treedef: Any) -> Callable[[Params], State]:
+    return jax.jit(_first, out_shardings=jax.tree.unflatten(treedef, places))
+
+
+@functools.lru_cache(maxsize=16)
+def _step(
+    score: ScoreFn, shape: Shape, mesh: Mesh, places: tuple[Any, ...], treedef: Any
+) -> CompiledStep:
+    """One program for all models of an architecture and all learning rates."""
+    del shape  # compiled at its first call, for batches of this shape
+
+    def step(state: State, frozen: Params, batches: Batches, rate: Any) -> tuple[State, Metrics]:
+        inner = plain(score, _SPEC.objective, _COMBINER, _optimizer(rate))
+        return inner(state, frozen, batches, {})
+
+    return compile_step(cast(Any, step), mesh, jax.tree.unflatten(treedef, places))
 
 
 def _divided(lm: LanguageModel, rank: int, seed: int, mesh: Mesh) -> tuple[Params, Params]:

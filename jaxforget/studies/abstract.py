@@ -22,10 +22,10 @@ from jaxforget.models.config import DecoderConfig, param_shapes
 from jaxforget.models.decoder import Compute
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.studies import inputs
+from jaxforget.studies.batches import plan_batches
 from jaxforget.studies.training import (
     divide,
     first_state,
-    plan_batches,
     shape_at,
     step_of,
     transform_of,

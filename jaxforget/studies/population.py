@@ -32,8 +32,9 @@ from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import State
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
+from jaxforget.studies.batches import plan_batches
 from jaxforget.studies.inputs import joined, reference_heads
-from jaxforget.studies.training import divide, first_state, plan_batches, step_of, transform_of
+from jaxforget.studies.training import divide, first_state, step_of, transform_of
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """One or several requests to forget, one after the other: training, edit, what is kept of each."""
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,21 +11,24 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxforget.config import FinetuneConfig, UnlearnConfig
+from jaxforget.data.layout import Shape
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others
 from jaxforget.engine.run_dir import RunDirectory
+from jaxforget.engine.train import CompiledStep
 from jaxforget.engine.tree import Params
 from jaxforget.engine.types import Metrics
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel, load
 from jaxforget.models.lora import merge_lora
+from jaxforget.studies.batches import shared_shapes, steps_of
 from jaxforget.studies.common import Events, Stopwatch, to_host
 from jaxforget.studies.edit import edit_model
 from jaxforget.studies.evaluate import read_suite, run_suite
 from jaxforget.studies.reference import with_reference
 from jaxforget.studies.selection import Judging
-from jaxforget.studies.training import Request, Trained, steps_of, train_model
+from jaxforget.studies.training import Request, Trained, train_model
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class Work:
       run: the run directory.
       mesh: of the run.
       watched: examples whose steps are recorded, or None.
+      programs: compiled steps, by the shapes of their batches.
     """
 
     config: UnlearnConfig | FinetuneConfig
@@ -51,6 +56,14 @@ class Work:
     run: RunDirectory
     mesh: Mesh
     watched: frozenset[int] | None = None
+    programs: dict[Any, CompiledStep] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """That suit the batches of every request; none where there is one only."""
+        if len(self.requests) == 1:
+            return {}
+        return shared_shapes(self.requests, self.method, self.config.train, self.mesh)
 
     def place(self, index: int) -> RunDirectory:
         """Where the model and the results of a request go: the last one's are the run's."""
@@ -121,7 +134,7 @@ def fulfil(
             work.lm,
             referenced,
             method,
-            request=Request(index, steps, start),
+            request=Request(index, steps, start, work.shapes, work.programs),
             run=work.run,
             settings=config.train,
             optimizer=config.optimizer,

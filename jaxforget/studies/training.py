@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from jaxforget.config import LoraConfig, TrainConfig
-from jaxforget.data.batches import PairedBatches
+from jaxforget.data.layout import Shape
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.edits.material import Material
 from jaxforget.engine import mesh as meshes
@@ -23,13 +23,14 @@ from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer, make_sch
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
 from jaxforget.engine.state import init_state
 from jaxforget.engine.step import Step, micro_batch_means
-from jaxforget.engine.train import Cadence, Progress, compile_step, train
+from jaxforget.engine.train import Cadence, CompiledStep, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
 from jaxforget.engine.types import Loop, Objective, State
 from jaxforget.loops import with_realised_changes
 from jaxforget.methods import Method
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora, merge_lora
+from jaxforget.studies.batches import paired, plan_batches
 from jaxforget.studies.common import to_host
 from jaxforget.studies.inputs import reference_heads, step_inputs
 from jaxforget.studies.material import material
@@ -73,11 +74,15 @@ class Request:
       index: from 0.
       steps: of every request of the run.
       start: the model that the request starts from, which its losses compare with.
+      shapes: that suit the batches of all requests, by role; see `widened`.
+      programs: steps compiled for the requests before, by shapes; what is compiled is put there.
     """
 
     index: int
     steps: tuple[int, ...]
     start: LanguageModel
+    shapes: Mapping[str, Shape]
+    programs: dict[Any, CompiledStep]
 
     @property
     def first(self) -> int:
@@ -132,38 +137,6 @@ def refuse_early(
     jax.eval_shape(
         lambda params: divide(dataclasses.replace(lm, params=params), lora, settings), lm.params
     )
-
-
-def paired(
-    sets: Mapping[str, TokenisedSet],
-    settings: TrainConfig,
-    row_multiple: int = 1,
-    aligned: frozenset[str] = frozenset(),
-) -> PairedBatches:
-    """Batches as configured, not yet planned."""
-    return PairedBatches(
-        sets,
-        settings.batch_size,
-        settings.seed,
-        settings.row_length,
-        row_multiple,
-        settings.pairing,
-        settings.ratio,
-        aligned=aligned,
-    )
-
-
-def plan_batches(
-    sets: Mapping[str, TokenisedSet],
-    settings: TrainConfig,
-    mesh: Mesh | AbstractMesh,
-    aligned: frozenset[str] = frozenset(),
-) -> tuple[PairedBatches, int]:
-    """Batches of fixed shape for the whole run, and the number of steps."""
-    multiple = meshes.row_shards(mesh) * settings.accumulate
-    batches = paired(sets, settings, multiple, aligned)
-    steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
-    return batches.plan(steps), steps
 
 
 def loop_of(method: Method, settings: TrainConfig, steps: int) -> Loop:
@@ -234,13 +207,6 @@ def step_of(
     )
 
 
-def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
-    """Steps that training on these sets takes."""
-    chosen = {role: sets[role] for role in method.needs.roles}
-    batches = paired(chosen, settings)
-    return settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
-
-
 def train_model(
     lm: LanguageModel,
     sets: Mapping[str, TokenisedSet],
@@ -275,10 +241,11 @@ def train_model(
       consume: the arrays of `lm` that are trained become the state's, and are gone afterwards.
     """
     trained_on = {role: sets[role] for role in method.needs.roles}
-    batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned)
+    shared = None if request is None else request.shapes
+    batches, steps = plan_batches(trained_on, settings, mesh, method.needs.aligned, shared)
     trained, frozen = divide(lm, lora, settings)
     frozen = meshes.put(frozen, meshes.shardings(frozen, mesh))
-    request = request or Request(0, (steps,), lm)
+    request = request or Request(0, (steps,), lm, {}, {})
     first, total = request.first, sum(request.steps)
     heads = reference_heads(request.start, method, mesh, settings.seed)
     transform = transform_of(method, optimizer, *request.steps)
@@ -286,7 +253,8 @@ def train_model(
     begin = first_state(method, transform, settings.seed)
     shapes = jax.eval_shape(begin, trained)
     placed = meshes.shardings(shapes, mesh)
-    compiled = compile_step(step, mesh, placed)
+    key = tuple(sorted((batches.shapes or {}).items()))
+    compiled = request.programs.setdefault(key, compile_step(step, mesh, placed))
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
     identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):

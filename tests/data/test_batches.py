@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxforget.data.batches import PairedBatches, prefetch
+from jaxforget.data.batches import PairedBatches, in_common, prefetch, widened
+from jaxforget.data.layout import Shape
 from jaxforget.data.pairing import order
 from jaxforget.engine.errors import UserError
 
@@ -121,6 +122,28 @@ def test_rows_need_not_hold_what_no_planned_step_sees(new_set):
     with pytest.raises(ValueError, match="324 tokens"):
         short.at(longest)
     assert batches.plan(11).shapes["forget"].length >= 300
+
+
+def test_two_sets_can_have_batches_of_the_same_shapes(sets, new_set):
+    other = {**sets, "forget": new_set([9, 33, 12, 5, 27], [4] * 5, 7)}
+    plans = [paired(each, length=None, row_multiple=2).plan(4, 16) for each in (sets, other)]
+    shared = in_common([each.shapes for each in plans])
+    for plan, own in zip(plans, (sets, other), strict=True):
+        wide = replace(plan, shapes=shared)
+        for step in range(4):
+            for role, batch in wide.at(step)[0].items():
+                assert batch.tokens.shape == (2, shared[role].length)
+                np.testing.assert_array_equal(seen(batch), seen(plan.at(step)[0][role]))
+                lengths = own[role].lengths[seen(batch)]
+                assert (batch.segments > 0).sum() == lengths.sum()
+
+
+def test_what_saves_a_compilation_leaves_at_most_an_eighth_empty():
+    own = {"a": Shape(2, 256, 4, 64, 16, (3, 1)), "b": Shape(2, 64, 4, 8, 16, (2,))}
+    near = {"a": Shape(2, 288, 3, 72, 16, (2, 2)), "unseen": Shape(2, 999, 1, 8, 16, (1,))}
+    assert widened(own, near) == {"a": Shape(2, 288, 4, 72, 16, (3, 2)), "b": own["b"]}
+    far = {"a": Shape(2, 320, 4, 64, 16, (3, 1))}
+    assert widened(own, far) == own
 
 
 def test_fingerprint_is_of_the_order_of_the_data(sets):

@@ -18,11 +18,27 @@ from jaxforget.engine.errors import UserError
 
 LAYERED = {"rmu", "adaptive_rmu"}
 NEEDS_A_RECORD = {"amnesiac"}
-SMALL = {**dict.fromkeys(LAYERED, {"layer": 1}), "ssd": {"alpha": 1.1}}
-"""What the published defaults need to fit a random model of two layers."""
+SMALL = {
+    **dict.fromkeys(LAYERED, {"layer": 1}),
+    "ssd": {"alpha": 1.1},
+    # exact products are of the slow tests: their program alone compiles for half a minute
+    "ofmu": {"inner": "finite_difference", "outer": "finite_difference"},
+}
+"""What the published defaults need to fit a random model of two layers, soon."""
+
+RUN_ELSEWHERE = {"lwf", "unierase"}
+"""From files to an exported model in tests of their own."""
 
 
-@pytest.mark.parametrize("name", sorted(set(methods.names()) - NEEDS_A_RECORD))
+def ours(names, kept=()):
+    """Names as parameters; those that are not kept are slow tests."""
+    return [pytest.param(n, marks=() if n in kept else pytest.mark.slow) for n in sorted(names)]
+
+
+ALL = set(methods.names()) - NEEDS_A_RECORD
+
+
+@pytest.mark.parametrize("name", ours(ALL, ALL - RUN_ELSEWHERE))
 def test_a_method_runs_from_files_to_an_exported_model(world, tmp_path, name):
     method = {"name": name, **SMALL.get(name, {})}
     result, rows = run(world, tmp_path / "run", method)
@@ -54,7 +70,11 @@ def check_edit(world, folder, result):
 MORE = {"agem": {"memory": "retain"}, "gem": {"memories": ["retain"]}, "ogd": {"rank": 2}}
 
 
-@pytest.mark.parametrize("combiner", sorted(set(methods.COMBINERS) - {"weighted_sum"}))
+# of those with a memory, with a state, with per-role gradients and with a realised step one each
+ATTACHED = {"gem", "nash_mtl", "ogd", "pcgrad", "geometric_disentangle"}
+
+
+@pytest.mark.parametrize("combiner", ours(set(methods.COMBINERS) - {"weighted_sum"}, ATTACHED))
 def test_a_combiner_attaches_to_a_method(world, tmp_path, combiner):
     choice = {"name": combiner, **MORE.get(combiner, {})}
     _, rows = run(world, tmp_path / "run", {"name": "npo", "combiner": choice})
@@ -79,7 +99,11 @@ def plain(world, tmp_path_factory):
     return run(world, tmp_path_factory.mktemp("plain") / "run", {"name": "graddiff"})[0]
 
 
-@pytest.mark.parametrize("name", sorted(methods.FINISHERS))
+# of those measured before the first step, with a state, by path and by size one each
+FINISHED = {"saliency_mask", "multi_step_sparse", "path_mask", "keep_top_k"}
+
+
+@pytest.mark.parametrize("name", ours(methods.FINISHERS, FINISHED))
 def test_a_finisher_changes_what_a_method_does(world, plain, tmp_path, name):
     choice = {"name": name, **FINISHERS[name]}
     result, rows = run(world, tmp_path / "run", {"name": "graddiff", "finishers": [choice]})

@@ -13,6 +13,7 @@ from jaxforget.data.pairing import PAIRINGS
 from jaxforget.edits import read_updates
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.run_dir import read_metrics
+from jaxforget.engine.train import CompiledStep
 
 
 def split_requests(world):
@@ -22,8 +23,12 @@ def split_requests(world):
 
 
 @pytest.mark.parametrize("method", ["npo", "salun", {"name": "ssd", "alpha": 1.1}])
-def test_requests_are_forgotten_one_after_the_other(world, tmp_path, method):
+def test_requests_are_forgotten_one_after_the_other(world, tmp_path, method, monkeypatch):
     first, *others = split_requests(world)
+    compiled, program = [], CompiledStep.program
+    monkeypatch.setattr(
+        CompiledStep, "program", lambda *given: compiled.append(1) or program(*given)
+    )
     result, rows = run(world, tmp_path / "run", method, forget=first, requests=others)
     folders = [tmp_path / "run" / "requests" / name / "model" for name in "01"]
     chain = [jf.load(str(each)).params for each in (world / "model", *folders)] + [result.params]
@@ -31,6 +36,7 @@ def test_requests_are_forgotten_one_after_the_other(world, tmp_path, method):
         pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
         assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
     if method == "npo":
+        assert len(compiled) == 1  # batches of all requests have the same shapes
         assert [row["step"] for row in rows] == list(range(1, 10))
         # each request is compared with the model it starts from
         for row in rows[::3]:

@@ -65,14 +65,29 @@ def test_metrics_are_what_they_say():
     close({k: metrics[k] for k in expected}, expected, 1e-5)
 
 
+ORDERS = {
+    "forget_order": [5, 2, 6, 0, 1, 4, 3],
+    "retain_order": [10, 3, 7, 0, 9, 1, 2, 8, 5, 6, 4],
+}
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_packing_elsewhere_changes_nothing(name):
-    shuffled = batches(
-        forget_order=[5, 2, 6, 0, 1, 4, 3],
-        retain_order=[10, 3, 7, 0, 9, 1, 2, 8, 5, 6, 4],
-        rows=(5, 8),
-    )
-    close(evaluate(SPECS[name], shuffled), evaluate(SPECS[name], batches()))
+    close(evaluate(SPECS[name], batches(**ORDERS)), evaluate(SPECS[name], batches()))
+
+
+@pytest.mark.parametrize("name", ["npo_nll", "dpo_nll", "graddiff_kl", "rmu_adaptive"])
+def test_packing_into_more_rows_changes_nothing(name):
+    close(evaluate(SPECS[name], batches(**ORDERS, rows=(5, 8))), evaluate(SPECS[name], batches()))
+
+
+def with_empty_rows(batch, count):
+    def grow(leaf, value):
+        return jnp.pad(leaf, ((0, count), (0, 0)), constant_values=value)
+
+    filled = {"tokens": 3, "targets": 2, "example": -1}
+    fields = ("tokens", "targets", "segments", "positions", "mask", "example")
+    return replace(batch, **{f: grow(getattr(batch, f), filled.get(f, 0)) for f in fields})
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -85,6 +100,8 @@ def test_shares_of_micro_batches_add_up_to_the_whole(name):
     for i in range(2):
         part = jax.tree.map(lambda leaf, i=i: leaf[i], micros)
         part = {role: replace(batch, totals=totals[role]) for role, batch in part.items()}
+        # as many rows as the whole has: the same program
+        part = {role: with_empty_rows(batch, 2) for role, batch in part.items()}
         shares.append(evaluate(spec, part))
     close(jax.tree.map(jnp.add, *shares), whole)
 
@@ -130,17 +147,8 @@ def test_a_batch_without_targets_has_zero_terms_and_gradients(name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_row_without_examples_changes_nothing(name):
-    def with_empty_row(batch):
-        def grow(leaf, value):
-            return jnp.pad(leaf, ((0, 1), (0, 0)), constant_values=value)
-
-        filled = {"tokens": 3, "targets": 2, "example": -1}
-        fields = ("tokens", "targets", "segments", "positions", "mask", "example")
-        return replace(batch, **{f: grow(getattr(batch, f), filled.get(f, 0)) for f in fields})
-
-    some = batches()
-    grown = {role: with_empty_row(batch) for role, batch in some.items()}
-    close(evaluate(SPECS[name], grown), evaluate(SPECS[name], some))
+    grown = {role: with_empty_rows(batch, 1) for role, batch in batches(rows=(3, 3)).items()}
+    close(evaluate(SPECS[name], grown), evaluate(SPECS[name], batches()))
 
 
 def test_one_example_a_row_is_a_row_of_its_own():

@@ -154,7 +154,7 @@ def test_rows_of_other_lengths_are_refused_together_and_fine_apart():
             lambda b: score_roles(toy.score, PARAMS, b, roles, together=together), batches
         )
 
-    with pytest.raises(UserError, match="'retain': 14"):
+    with pytest.raises(UserError, match="'retain': 18"):
         shapes(together=True)
     shapes(together=False)
 

@@ -10,7 +10,8 @@ from jaxforget.engine.slots import slots_of
 from jaxforget.engine.types import Head, ReferenceScores, Scores, Tiles, TokenBatch, TokenStats
 from jaxforget_kernels import linear_cross_entropy
 
-VOCAB, WIDTH, LENGTH = 7, 3, 12
+VOCAB, WIDTH, LENGTH = 7, 3, 16
+BOUND = 13  # targets of a row, one more than any has here
 
 
 def params(seed=0):
@@ -72,7 +73,8 @@ def pack(some, rows, slots, max_targets="bound", order=None):
         segments[row, at], positions[row, at] = packed[row] + 1, np.arange(len(ids))
         example[row, packed[row]] = number
         used[row], packed[row] = used[row] + len(ids), packed[row] + 1
-    bound = int(mask.sum(1).max()) + 1 if max_targets == "bound" else max_targets
+    assert mask.sum(1).max() < BOUND
+    bound = BOUND if max_targets == "bound" else max_targets
     arrays = (jnp.asarray(a) for a in (tokens, targets, segments, positions, mask, example))
     return TokenBatch(*arrays, max_targets=bound)
 

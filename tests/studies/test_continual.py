@@ -9,6 +9,7 @@ import pytest
 from jaxforget.data.sources import DataSource, load_records
 from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.train import CompiledStep
 from jaxforget.models.language_model import load
 from jaxforget.studies import continual
 from jaxforget.studies.streams import training
@@ -25,7 +26,8 @@ def settings(world, run, **changes):
         if (data / f"{name}.jsonl").exists()
     ]
     if len(tasks) < 3:
-        rest = {"path": str(data / "world_facts.jsonl")}
+        # as long as those before, so that all tasks share a program
+        rest = {"path": str(data / "retain.jsonl"), "rows": "0:8"}
         tasks.append({"name": "facts", "data": rest, "evaluate": rest})
     train = {"steps": 6, "batch_size": 4, "log_every": 1, "save_every": 4, "remat": "none"}
     return {
@@ -56,11 +58,19 @@ def rows(run):
 def naive(world, tmp_path_factory):
     run = tmp_path_factory.mktemp("continual") / "naive"
     measure = {"limit": 6, "every": 2, "probe": 2, "windows": [2], "first": 2, "random": True}
-    return run, continual(settings(world, run, measure=measure))
+    compiled, program = [], CompiledStep.program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledStep, "program", lambda *a: compiled.append(1) or program(*a))
+        result = continual(settings(world, run, measure=measure))
+    return run, result, len(compiled)
+
+
+def test_tasks_of_about_the_same_lengths_share_a_program(naive):
+    assert naive[2] == 1
 
 
 def test_the_matrix_and_the_curves_are_what_scoring_says(world, naive):
-    run, result = naive
+    run, result, _ = naive
     results = json.loads((run / "results.json").read_text())
     nll = np.asarray(results["matrix"]["nll"])
     assert nll.shape == (4, 3) and results["ends"] == [6, 12, 18]
@@ -163,7 +173,7 @@ def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, changes, monke
 
 
 def test_nothing_to_replay_is_naive_training(world, naive, tmp_path):
-    plain, _ = naive
+    plain, *_ = naive
     for label, changes in {
         "mix": {"memory": {"size": 12, "share": 0.0}},
         "derpp": {"strategy": {"name": "derpp", "alpha": 0.0, "beta": 0.0}},
@@ -223,7 +233,11 @@ def test_what_cannot_be_done_is_refused(world, tmp_path, changes, message):
 def test_recovery_is_training_on_an_earlier_task_from_the_last_model(world, tmp_path):
     run = tmp_path / "run"
     probe = {"limit": 6, "recovery": {"steps": 2, "learning_rate": 1e-3}}
-    result = continual(settings(world, run, measure=probe))
+    # of another kind, so that training on it forgets the others
+    facts = {"path": str(world / "data" / "world_facts.jsonl")}
+    stream = settings(world, run)["stream"][:2]
+    stream.append({"name": "facts", "data": facts, "evaluate": facts})
+    result = continual(settings(world, run, measure=probe, stream=stream))
     results = json.loads((run / "results.json").read_text())
     nll = np.asarray(results["matrix"]["nll"])
     recovered = results["recovered_nll"]
@@ -235,6 +249,6 @@ def test_recovery_is_training_on_an_earlier_task_from_the_last_model(world, tmp_
     # the rate matters: with none to speak of, nothing comes back
     still = tmp_path / "still"
     probe = {"limit": 6, "recovery": {"steps": 2, "learning_rate": 1e-12}}
-    continual(settings(world, still, measure=probe))
+    continual(settings(world, still, measure=probe, stream=stream))
     results = json.loads((still / "results.json").read_text())
     assert results["recovered_nll"] == pytest.approx(results["matrix"]["nll"][-1][:2], abs=1e-6)

@@ -13,7 +13,7 @@ from jaxforget.data.tokenise import tokenise
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.models.language_model import load
 from jaxforget.studies import unlearn
-from jaxforget.studies.training import plan_batches
+from jaxforget.studies.batches import plan_batches
 
 MESHES = {
     "one": {"data": 1},

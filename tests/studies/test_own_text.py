@@ -64,6 +64,7 @@ def test_a_killed_run_goes_on_with_the_same_texts(world, finished, tmp_path, lef
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_what_is_never_forgotten_changes_nothing(world, tmp_path):
     fixed = {"row_length": 128}  # rows of other texts would be packed otherwise
     for select in ("highest", "lowest"):
@@ -74,6 +75,7 @@ def test_what_is_never_forgotten_changes_nothing(world, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_adapters_can_learn_and_forget_too(world, tmp_path):
     run(world, tmp_path / "run", lora={"rank": 4, "alpha": 8})
     assert any(row["compatibility"] != 0 for row in texts(tmp_path / "run"))

@@ -77,8 +77,17 @@ def saved(run):
     return sorted(int(each.name) for each in (run / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("step", [1, 5, 10])
-@pytest.mark.parametrize("kind", KINDS)
+STOPS = {("plain", 1), ("accumulated", 5), ("lora", 10)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        pytest.param(kind, step, marks=() if (kind, step) in STOPS else pytest.mark.slow)
+        for kind in KINDS
+        for step in (1, 5, 10)
+    ],
+)
 def test_a_stopped_run_ends_with_the_same_bits(world, undisturbed, tmp_path, kind, step):
     settings = make(world, tmp_path / "run", kind)
     with pytest.raises(Stop):

@@ -75,7 +75,10 @@ def same_as_single_runs(world, out, config, members):
             np.testing.assert_allclose(flat(best), flat(alone.params), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [None, 3, 4])
+@pytest.mark.parametrize(
+    "at_once",
+    [pytest.param(None, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)],
+)
 def test_members_are_the_single_runs(world, tmp_path, at_once):
     out = tmp_path / "sweep"
     grid = {"optimizer.learning_rate": [3e-3, 3e-2], "method.beta": [0.1, 0.7]}

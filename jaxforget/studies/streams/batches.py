@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxforget.data import memory as memories
+from jaxforget.data.layout import Shape
 from jaxforget.data.rehearsal import counts, rehearsed, shares
 from jaxforget.data.sets import TokenisedSet, fingerprint_of
 from jaxforget.data.stream import TRAIN, Draws, StreamBatches, chosen, planned, replayed
@@ -18,17 +19,58 @@ OF_TASK = "memory_"
 """Begins roles of a single finished task's examples."""
 
 
-def batches_of(stream: Stream, task: int) -> tuple[StreamBatches, Mapping[str, Any]]:
-    """Batches of a task, and the heads of the models that its references are of."""
+def batches_of(
+    stream: Stream, task: int, shared: Mapping[str, Shape] | None = None
+) -> tuple[StreamBatches, Mapping[str, Any]]:
+    """Batches of a task, and the heads of the models that its references are of.
+
+    Args:
+      stream: see `Stream`.
+      task: from 0; their number: the rehearsal after the last.
+      shared: of `shared_shapes`; None: the least shapes that fit this task.
+    """
     kept = kept_before(stream, task)
     sets, heads = _sets(stream, task, [each for _, each in kept])
     steps = stream.tasks[task].steps if task < len(stream.tasks) else stream.rehearsal_steps
     draws = _draws(stream, task, sets, kept, steps)
     multiple = meshes.row_shards(stream.mesh) * stream.config.train.accumulate
-    (found,) = planned(
-        sets, [(draws, steps)], length=stream.config.train.row_length, row_multiple=multiple
-    )
+    length = stream.config.train.row_length
+    (found,) = planned(sets, [(draws, steps)], length=length, row_multiple=multiple, shared=shared)
     return found, heads
+
+
+def shared_shapes(stream: Stream) -> Mapping[str, Shape]:
+    """Shapes that suit most tasks' batches, so that few programs are compiled.
+
+    What will be kept of a task is not known before its end: here all of its examples are.
+    """
+    roles = dict.fromkeys(r for task in range(len(stream.tasks)) for r in _roles(stream, task))
+    sets = {role: stream.tokenised for role in (TRAIN, *roles)}
+    memory, settings = stream.config.memory, stream.config.train
+    count = memory.batch_size or settings.batch_size
+    tasks = []
+    for number, task in enumerate(stream.tasks):
+        ended = [each.ids for each in stream.tasks[:number] or stream.tasks[:1]]
+        groups = {
+            role: ended[int(role.removeprefix(OF_TASK))]
+            if role.startswith(OF_TASK)
+            else np.concatenate(ended)
+            for role in _roles(stream, number)
+            if role != TRAIN
+        }
+        draws = Draws(
+            task.ids,
+            np.concatenate(ended),
+            settings.batch_size,
+            (settings.seed, number),
+            memory.share,
+            {role: (ids, count) for role, ids in groups.items()},
+            views=stream.config.views,
+            shuffled=task.shuffled,
+        )
+        tasks.append((draws, task.steps))
+    multiple = meshes.row_shards(stream.mesh) * settings.accumulate
+    return planned(sets, tasks, length=settings.row_length, row_multiple=multiple)[0].shapes
 
 
 def _sets(

@@ -37,7 +37,7 @@ from jaxforget.strategies import (
 from jaxforget.strategies.strategy import NLL
 from jaxforget.studies.common import to_host
 from jaxforget.studies.inputs import step_inputs
-from jaxforget.studies.streams.batches import batches_of, identity_of
+from jaxforget.studies.streams.batches import batches_of, identity_of, shared_shapes
 from jaxforget.studies.streams.boundary import (
     fold,
     keep_answers,
@@ -124,6 +124,7 @@ class _Trainer:
         self.trained, frozen = divide(stream.lm, self.config.lora, self.config.train)
         self.frozen = self._put(frozen)
         self.watch, self.before = Watch(listen), 0.0
+        self.shapes = shared_shapes(stream)
         self.programs: dict[Any, CompiledStep] = {}
         self.peak: int | None = None
 
@@ -210,7 +211,7 @@ class _Trainer:
     ) -> State:
         """Steps `start` .. `end` of one task, or of the rehearsal that follows the last."""
         first, start, end = steps
-        batches, heads = batches_of(self.stream, task)
+        batches, heads = batches_of(self.stream, task, self.shapes)
         settings = self.config.train
         inputs = step_inputs(batches, heads, self.stream.mesh, (first, start, end))
         identity = identity_of(self.stream, task)

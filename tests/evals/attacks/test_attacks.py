@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxforget.engine.errors import UserError
+from jaxforget.engine.train import CompiledStep
 from jaxforget.evals.attacks import ATTACKS, chosen, weight_changes
 from jaxforget.evals.attacks.catalogue import missing
 from jaxforget.evals.attacks.known import known, tokens_of
@@ -55,6 +56,14 @@ def test_relearning_is_the_same_twice_and_half_measures_the_other_half():
     assert len(found[0].each) == len(data().forget) // 2
     with pytest.raises(UserError, match="at least two records"):
         relearn(small.model(), data(forget=data().forget[:1]), choice)
+
+
+def test_rates_and_models_share_a_program(monkeypatch):
+    compiled, program = [], CompiledStep.program
+    monkeypatch.setattr(CompiledStep, "program", lambda *a: compiled.append(1) or program(*a))
+    choice = Relearn(steps=2, rank=3, learning_rates=(1e-4, 1e-3), batch_size=3)
+    found = [relearn(lm, data(), choice) for lm in (knowing(), small.model())]
+    assert len(compiled) == 1 and found[0].known > found[1].known
 
 
 def test_training_that_diverges_is_left_out(caplog):
