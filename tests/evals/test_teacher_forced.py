@@ -46,15 +46,26 @@ def same(a, b, tolerance=2e-5):
 
 def test_it_equals_scoring_each_example_alone(lm, tokenised):
     got = table(lm, tokenised)
+    longest = int(tokenised.lengths.max())
+
+    @jax.jit
+    def alone(params, tokens, count):
+        """Logits, final states and those behind the first layer of one example, then padding."""
+        positions = jnp.arange(longest)
+        there = (positions < count).astype(jnp.int32)
+        hidden, (inner, *_) = decoder.hidden_states(
+            params, tokens[None], there[None], positions[None], lm.config, look=Look(0)
+        )
+        return decoder.logits(hidden, lm.head(params))[0], hidden[0], inner[0]
+
     for index in range(len(tokenised)):
         span = slice(*tokenised.offsets[index : index + 2])
         tokens, labelled = tokenised.tokens[span], tokenised.mask[span]
-        ones = jnp.ones((1, len(tokens)), jnp.int32)
-        positions = jnp.arange(len(tokens))[None]
-        hidden, (inner, *_) = decoder.hidden_states(
-            lm.params, jnp.asarray(tokens)[None], ones, positions, lm.config, look=Look(0)
+        padded = np.pad(tokens, (0, longest - len(tokens)))
+        logits, hidden, inner = (
+            np.asarray(each[: len(tokens)], np.float64)[labelled]
+            for each in alone(lm.params, padded, len(tokens))
         )
-        logits = np.asarray(decoder.logits(hidden, lm.head(lm.params)), np.float64)[0][labelled]
         every = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         targets = tokenised.targets[span][labelled]
         mine = slice(*got.offsets[index : index + 2])
@@ -64,8 +75,8 @@ def test_it_equals_scoring_each_example_alone(lm, tokenised):
             "hit": every.argmax(-1) == targets,
             "mean": (p * every).sum(-1),
             "second_moment": (p * every**2).sum(-1),
-            "hidden": hidden[0][labelled],
-            "residual": inner[0][labelled],
+            "hidden": hidden,
+            "residual": inner,
         }
         for name, expected in want.items():
             np.testing.assert_allclose(

@@ -154,6 +154,7 @@ def test_a_wrong_configuration_is_refused(forgotten, tmp_path, changes, message)
         audit(**{"run": forgotten, "run_dir": str(tmp_path / "audit"), **changes})
 
 
+@pytest.mark.slow
 def test_a_run_judged_by_blur_is_relearnt_from_its_texts(world, tmp_path):
     data, run = world / "data", tmp_path / "run"
     suite = {
