@@ -236,18 +236,21 @@ _WASTE = 1 / 8
 """Places above those needed that a step may have for a compilation to be saved."""
 
 
-def widened(own: Mapping[str, Shape], shared: Mapping[str, Shape]) -> Mapping[str, Shape]:
-    """Shapes that others have too where batches fit into them and little of them stays empty.
+def widened(
+    plan: Callable[[int | None], Mapping[str, Shape]], shared: Mapping[str, Shape]
+) -> Mapping[str, Shape] | None:
+    """Shapes that others have too, where batches fit into them and little of them stays empty.
 
     Args:
-      own: the least shapes, by role.
-      shared: those of several batches; roles that are not in `own` are left out.
+      plan: from the queries of a tile to the least shapes that fit, by role.
+      shared: those of several batches; roles that are not planned are left out.
     Returns:
-      `own` made as large as `shared`, or `own` where that has over an eighth more places.
+      The least ones made as large as `shared`; None where that has over an eighth more places.
     """
+    own = plan(next(iter(shared.values())).tile)
     wide = {role: common([shape, shared.get(role, shape)]) for role, shape in own.items()}
     need, have = (sum(s.rows * s.length for s in each.values()) for each in (own, wide))
-    return wide if have <= need * (1 + _WASTE) else own
+    return wide if have <= need * (1 + _WASTE) else None
 
 
 def _packed_shape(

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -81,8 +82,14 @@ def walk(
     if not shuffled:
         return ids[[inside for _, inside in found]].astype(np.int64)
     orders = {epoch for epoch, _ in found}
-    walks = {epoch: np.random.default_rng([*seed, epoch]).permutation(len(ids)) for epoch in orders}
+    walks = {epoch: _order(tuple(seed), epoch, len(ids)) for epoch in orders}
     return ids[[walks[epoch][inside] for epoch, inside in found]].astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _order(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
+    """Of a pass; steps that follow one another ask for the same one."""
+    return np.random.default_rng([*seed, epoch]).permutation(count)
 
 
 def replayed(step: int, batch_size: int, share: float) -> tuple[int, int]:
@@ -212,7 +219,7 @@ def planned(
             for role, ids in draws(step).items():
                 drawn[role].append(ids)
     sizes = {role: [sets[role].lengths[ids] for ids in found] for role, found in drawn.items()}
-    tile = next(iter(shared.values())).tile if shared else None
-    shapes = plan_shapes(sets, drawn, sizes, length=length, row_multiple=row_multiple, tile=tile)
-    shapes = widened(shapes, shared) if shared else shapes
+    plan = partial(plan_shapes, sets, drawn, sizes, length=length, row_multiple=row_multiple)
+    wide = widened(lambda tile: plan(tile=tile), shared) if shared else None
+    shapes = plan() if wide is None else wide
     return [StreamBatches(sets, draws, shapes) for draws, _ in tasks]

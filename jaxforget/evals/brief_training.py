@@ -1,7 +1,7 @@
 """A few plain steps on some examples: what attacks relearn with and retention is probed with."""
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 import jax
@@ -65,11 +65,13 @@ def brief_training(
         {role: trained_on}, batch_size, seed, row_multiple=row_shards(mesh)
     ).plan(last)
     trained, frozen = _divided(lm, rank, seed, mesh)
-    places, treedef = jax.tree.flatten(shardings(jax.eval_shape(_first, trained), mesh))
-    placed = jax.tree.unflatten(treedef, places)
-    state = _begin(tuple(places), treedef)(put(jax.tree.map(np.array, trained), placed.params))
+    shapes = jax.eval_shape(_first, trained)
+    placed = shardings(shapes, mesh)
+    begin = jax.jit(_first, out_shardings=placed)
+    state = begin(put(jax.tree.map(np.array, trained), placed.params))
     assert batches.shapes is not None
-    step = _step(lm.score, batches.shapes[role], mesh, tuple(places), treedef)
+    leaves, treedef = jax.tree.flatten(jax.tree.map(_placed, shapes, placed))
+    step = _step(lm.score, batches.shapes[role], mesh, tuple(leaves), treedef)
     rate = jax.device_put(np.float32(learning_rate), replicated(mesh))
     with jax.set_mesh(mesh):
         for done in range(1, last + 1):
@@ -93,23 +95,26 @@ def _first(params: Params) -> State:
     return init_state(params, _optimizer(0.0), _COMBINER)  # no rate is part of a state
 
 
-@functools.lru_cache(maxsize=16)
-def _begin(places: tuple[Any, ...], treedef: Any) -> Callable[[Params], State]:
-    return jax.jit(_first, out_shardings=jax.tree.unflatten(treedef, places))
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @functools.lru_cache(maxsize=16)
 def _step(
-    score: ScoreFn, shape: Shape, mesh: Mesh, places: tuple[Any, ...], treedef: Any
+    score: ScoreFn, shape: Shape, mesh: Mesh, leaves: tuple[Any, ...], treedef: Any
 ) -> CompiledStep:
-    """One program for all models of an architecture and all learning rates."""
-    del shape  # compiled at its first call, for batches of this shape
+    """One program for all models of an architecture and all learning rates.
+
+    It is compiled at its first call: for batches of this shape and a state of these leaves.
+    """
+    del shape
+    placed = jax.tree.unflatten(treedef, [leaf.sharding for leaf in leaves])
 
     def step(state: State, frozen: Params, batches: Batches, rate: Any) -> tuple[State, Metrics]:
         inner = plain(score, _SPEC.objective, _COMBINER, _optimizer(rate))
         return inner(state, frozen, batches, {})
 
-    return compile_step(cast(Any, step), mesh, jax.tree.unflatten(treedef, places))
+    return compile_step(cast(Any, step), mesh, placed)
 
 
 def _divided(lm: LanguageModel, rank: int, seed: int, mesh: Mesh) -> tuple[Params, Params]:

@@ -51,10 +51,11 @@ def plan_batches(
     multiple = meshes.row_shards(mesh) * settings.accumulate
     batches = paired(sets, settings, multiple, aligned)
     steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
-    if not shared:
-        return batches.plan(steps), steps
-    planned = batches.plan(steps, next(iter(shared.values())).tile)
-    return dataclasses.replace(planned, shapes=widened(planned.shapes or {}, shared)), steps
+    own = batches.plan(steps)
+    if shared:
+        wide = widened(lambda tile: batches.plan(steps, tile).shapes or {}, shared)
+        own = own if wide is None else dataclasses.replace(own, shapes=wide)
+    return own, steps
 
 
 def shared_shapes(

@@ -141,9 +141,15 @@ def test_two_sets_can_have_batches_of_the_same_shapes(sets, new_set):
 def test_what_saves_a_compilation_leaves_at_most_an_eighth_empty():
     own = {"a": Shape(2, 256, 4, 64, 16, (3, 1)), "b": Shape(2, 64, 4, 8, 16, (2,))}
     near = {"a": Shape(2, 288, 3, 72, 16, (2, 2)), "unseen": Shape(2, 999, 1, 8, 16, (1,))}
-    assert widened(own, near) == {"a": Shape(2, 288, 4, 72, 16, (3, 2)), "b": own["b"]}
-    far = {"a": Shape(2, 320, 4, 64, 16, (3, 1))}
-    assert widened(own, far) == own
+    asked = []
+
+    def plan(tile):
+        asked.append(tile)
+        return own
+
+    wide = {"a": Shape(2, 288, 4, 72, 16, (3, 2)), "b": own["b"]}
+    assert widened(plan, near) == wide and asked == [16]
+    assert widened(plan, {"a": Shape(2, 320, 4, 64, 16, (3, 1))}) is None
 
 
 def test_fingerprint_is_of_the_order_of_the_data(sets):

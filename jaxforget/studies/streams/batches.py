@@ -42,7 +42,8 @@ def batches_of(
 def shared_shapes(stream: Stream) -> Mapping[str, Shape]:
     """Shapes that suit most tasks' batches, so that few programs are compiled.
 
-    What will be kept of a task is not known before its end: here all of its examples are.
+    What will be kept of a task is not known before its end; here it is as many of its examples,
+    drawn at random.
     """
     roles = dict.fromkeys(r for task in range(len(stream.tasks)) for r in _roles(stream, task))
     sets = {role: stream.tokenised for role in (TRAIN, *roles)}
@@ -50,7 +51,10 @@ def shared_shapes(stream: Stream) -> Mapping[str, Shape]:
     count = memory.batch_size or settings.batch_size
     tasks = []
     for number, task in enumerate(stream.tasks):
-        ended = [each.ids for each in stream.tasks[:number] or stream.tasks[:1]]
+        ended = [
+            memories.order_of(each.ids, (settings.seed, place))[0][: memory.size]
+            for place, each in enumerate(stream.tasks[:number] or stream.tasks[:1])
+        ]
         groups = {
             role: ended[int(role.removeprefix(OF_TASK))]
             if role.startswith(OF_TASK)

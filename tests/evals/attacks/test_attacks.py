@@ -64,6 +64,8 @@ def test_rates_and_models_share_a_program(monkeypatch):
     choice = Relearn(steps=2, rank=3, learning_rates=(1e-4, 1e-3), batch_size=3)
     found = [relearn(lm, data(), choice) for lm in (knowing(), small.model())]
     assert len(compiled) == 1 and found[0].known > found[1].known
+    relearn(small.model(), data(), dataclasses.replace(choice, rank=2))
+    assert len(compiled) == 2
 
 
 def test_training_that_diverges_is_left_out(caplog):
