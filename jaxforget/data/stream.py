@@ -89,7 +89,9 @@ def walk(
 @lru_cache(maxsize=16)
 def _order(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
     """Of a pass; steps that follow one another ask for the same one."""
-    return np.random.default_rng([*seed, epoch]).permutation(count)
+    found = np.random.default_rng([*seed, epoch]).permutation(count)
+    found.setflags(write=False)
+    return found
 
 
 def replayed(step: int, batch_size: int, share: float) -> tuple[int, int]:

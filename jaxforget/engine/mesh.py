@@ -154,6 +154,11 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def shape_at(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """A leaf without its entries, and where it lies."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Leading axis divided over `data` and `fsdp`."""
     return NamedSharding(mesh, P(("data", "fsdp")))

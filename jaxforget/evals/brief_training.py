@@ -12,7 +12,7 @@ from jaxforget.combiners import weighted_sum
 from jaxforget.data.batches import PairedBatches
 from jaxforget.data.layout import Shape
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.engine.mesh import put, put_rows, replicated, row_shards, shardings
+from jaxforget.engine.mesh import put, put_rows, replicated, row_shards, shape_at, shardings
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
 from jaxforget.engine.partwise import Entrywise
 from jaxforget.engine.state import init_state
@@ -70,7 +70,7 @@ def brief_training(
     begin = jax.jit(_first, out_shardings=placed)
     state = begin(put(jax.tree.map(np.array, trained), placed.params))
     assert batches.shapes is not None
-    leaves, treedef = jax.tree.flatten(jax.tree.map(_placed, shapes, placed))
+    leaves, treedef = jax.tree.flatten(jax.tree.map(shape_at, shapes, placed))
     step = _step(lm.score, batches.shapes[role], mesh, tuple(leaves), treedef)
     rate = jax.device_put(np.float32(learning_rate), replicated(mesh))
     with jax.set_mesh(mesh):
@@ -93,10 +93,6 @@ def _optimizer(rate: Any) -> Entrywise:
 
 def _first(params: Params) -> State:
     return init_state(params, _optimizer(0.0), _COMBINER)  # no rate is part of a state
-
-
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @functools.lru_cache(maxsize=16)

@@ -26,7 +26,6 @@ from jaxforget.studies.batches import plan_batches
 from jaxforget.studies.training import (
     divide,
     first_state,
-    shape_at,
     step_of,
     transform_of,
 )
@@ -105,13 +104,15 @@ def abstract_step(
     transform = transform_of(method, config.optimizer, _STEPS)
     state = jax.eval_shape(first_state(method, transform, settings.seed), trained)
     by_rows, whole = meshes.by_rows(mesh), meshes.replicated(mesh)
-    divided = jax.tree.map(lambda leaf: shape_at(leaf, by_rows if np.ndim(leaf) else whole), rows)
+    divided = jax.tree.map(
+        lambda leaf: meshes.shape_at(leaf, by_rows if np.ndim(leaf) else whole), rows
+    )
     heads = _heads(lm, method, mesh)
     compared = jax.eval_shape(inputs.joined, columns, heads)
     reference = {
         role: dataclasses.replace(
             jax.tree.map(
-                lambda leaf: shape_at(leaf, by_rows), dataclasses.replace(scores, head=None)
+                lambda leaf: meshes.shape_at(leaf, by_rows), dataclasses.replace(scores, head=None)
             ),
             head=heads.get(role),
         )
@@ -119,8 +120,8 @@ def abstract_step(
     }
     return AbstractStep(
         step_of(lm, method, transform, settings, _STEPS),
-        jax.tree.map(shape_at, state, meshes.shardings(state, mesh)),
-        jax.tree.map(shape_at, frozen, meshes.shardings(frozen, mesh)),
+        jax.tree.map(meshes.shape_at, state, meshes.shardings(state, mesh)),
+        jax.tree.map(meshes.shape_at, frozen, meshes.shardings(frozen, mesh)),
         divided,
         reference,
         mesh,
@@ -163,6 +164,8 @@ def _made_up(
 
 def _heads(lm: LanguageModel, method: Method, mesh: Mesh | AbstractMesh) -> dict[str, Head]:
     head = jax.eval_shape(lm.head, lm.params)
-    placed: Head = jax.tree.map(shape_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES))
+    placed: Head = jax.tree.map(
+        meshes.shape_at, head, meshes.shardings(head, mesh, inputs.HEAD_RULES)
+    )
     roles = {role for role, fields in method.reference.items() if "hidden" in fields}
     return {role: placed for role in roles}

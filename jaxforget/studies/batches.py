@@ -50,12 +50,13 @@ def plan_batches(
     """
     multiple = meshes.row_shards(mesh) * settings.accumulate
     batches = paired(sets, settings, multiple, aligned)
-    steps = settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))
-    own = batches.plan(steps)
+    steps = _steps(batches, settings)
+    wide = None
     if shared:
         wide = widened(lambda tile: batches.plan(steps, tile).shapes or {}, shared)
-        own = own if wide is None else dataclasses.replace(own, shapes=wide)
-    return own, steps
+    if wide is not None:
+        return dataclasses.replace(batches, shapes=wide), steps
+    return batches.plan(steps), steps
 
 
 def shared_shapes(
@@ -76,7 +77,7 @@ def shared_shapes(
     multiple = meshes.row_shards(mesh) * settings.accumulate
     for sets in chosen:
         batches = paired(sets, settings, multiple, method.needs.aligned)
-        planned = batches.plan(steps_of(sets, method, settings), tile)
+        planned = batches.plan(_steps(batches, settings), tile)
         shapes = in_common([shapes, planned.shapes or {}])
     return shapes
 
@@ -84,5 +85,8 @@ def shared_shapes(
 def steps_of(sets: Mapping[str, TokenisedSet], method: Method, settings: TrainConfig) -> int:
     """Steps that training on these sets takes."""
     chosen = {role: sets[role] for role in method.needs.roles}
-    batches = paired(chosen, settings)
+    return _steps(paired(chosen, settings), settings)
+
+
+def _steps(batches: PairedBatches, settings: TrainConfig) -> int:
     return settings.steps or max(1, round(settings.epochs * batches.steps_per_epoch))

@@ -20,8 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxforget import methods
 from jaxforget.config import UnlearnConfig
-from jaxforget.data.batches import PairedBatches, prefetch
-from jaxforget.data.layout import common
+from jaxforget.data.batches import PairedBatches, in_common, prefetch
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
 from jaxforget.engine.checkpoint import Checkpoints
@@ -274,7 +273,7 @@ def _planned(
         own = dataclasses.replace(settings, seed=seed)
         batches, steps = plan_batches(chosen, own, mesh, method.needs.aligned)
         planned.append(batches)
-    shapes = {role: common(each.shapes[role] for each in planned if each.shapes) for role in chosen}
+    shapes = in_common([each.shapes or {} for each in planned])
     return [dataclasses.replace(each, shapes=shapes) for each in planned], steps
 
 

@@ -258,7 +258,7 @@ def train_model(
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
     identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
-        restored = checkpoints.restore(jax.tree.map(shape_at, shapes, placed))
+        restored = checkpoints.restore(jax.tree.map(meshes.shape_at, shapes, placed))
         start, before = first, 0.0
         if restored is None:
             if request.index:
@@ -304,11 +304,6 @@ def train_model(
     seconds = before if start == first + steps else round(before + clock(), 3)
     trained = merge(frozen, state.params)
     return Trained(trained, first + steps, *watch.medians(), seconds, compiled.peak_bytes)
-
-
-def shape_at(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    """A leaf without its entries, and where it lies."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _prepared(state: State, placed: Any, method: Method, found: Material) -> State:

@@ -43,8 +43,10 @@ def shared_shapes(stream: Stream) -> Mapping[str, Shape]:
     """Shapes that suit most tasks' batches, so that few programs are compiled.
 
     What will be kept of a task is not known before its end; here it is as many of its examples,
-    drawn at random.
+    drawn at random. There are none where there is one task only.
     """
+    if len(stream.tasks) == 1:
+        return {}
     roles = dict.fromkeys(r for task in range(len(stream.tasks)) for r in _roles(stream, task))
     sets = {role: stream.tokenised for role in (TRAIN, *roles)}
     memory, settings = stream.config.memory, stream.config.train
