@@ -68,6 +68,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             context=context,
         )
+        self._saving: Any = None  # Orbax's answer to the save in flight, which owns a thread
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -101,21 +102,28 @@ class Checkpoints:
         small = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) <= COPIED
         if shared and small:
             state = jax.tree.map(jnp.copy, state)
+        self.wait()
         try:
-            # tells of a failure of the save before, too
-            saved = self._orbax.save_checkpointables_async(
+            self._saving = self._orbax.save_checkpointables_async(
                 step, {"state": _by_path(state), "data": {"json": json.dumps(data)}}, force=True
             )
         except _FAILURES as error:
             raise self._unwritten(error) from error
-        if saved is None:
+        if self._saving is None:
             raise UserError(f"checkpoint {step} in {self.folder} was refused by Orbax")
         if shared and not small:
             self.wait()
 
     def wait(self) -> None:
-        """Block until every save is on disk."""
+        """Block until every save is on disk.
+
+        Raises:
+          UserError: one of them failed.
+        """
+        saving, self._saving = self._saving, None
         try:
+            if saving is not None:
+                saving.result()  # its thread ends when asked for this, and only then
             self._orbax.wait()
         except _FAILURES as error:
             raise self._unwritten(error) from error
@@ -127,9 +135,12 @@ class Checkpoints:
           UserError: one of them failed.
         """
         try:
-            self._orbax.close()
-        except _FAILURES as error:
-            raise self._unwritten(error) from error
+            self.wait()
+        finally:
+            try:
+                self._orbax.close()
+            except _FAILURES as error:
+                raise self._unwritten(error) from error
 
     def _unwritten(self, error: Exception) -> UserError:
         kept = ", ".join(map(str, self.steps())) or "none"

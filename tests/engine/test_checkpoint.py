@@ -1,5 +1,6 @@
 import logging
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -41,6 +42,18 @@ def test_only_the_newest_are_kept_and_none_is_dropped_in_flight(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [4, 5]
         equal(checkpoints.restore(state()).state, state(5))
+
+
+def test_no_save_leaves_its_thread_behind(tmp_path):
+    def loops():
+        return {thread for thread in threading.enumerate() if "_run_loop" in thread.name}
+
+    before = loops()
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(step, state(), {})
+        checkpoints.wait()
+        assert loops() <= before
 
 
 def test_saved_values_survive_the_donation_of_their_buffers(tmp_path):
