@@ -154,7 +154,15 @@ def _made_up(
     )
     wide = (count * labelled, lm.config.hidden_size)
     widths = {"logp": wide[:1], "hidden": wide, "residual": wide}
-    names = {"logp": inputs.LOGP, "hidden": inputs.HIDDEN, "residual": inputs.RESIDUAL}
+    if method.needs.values is not None:
+        layers, positions = method.needs.values
+        widths["values"] = (wide[0], min(layers, lm.config.layers) * positions)
+    names = {
+        "logp": inputs.LOGP,
+        "hidden": inputs.HIDDEN,
+        "residual": inputs.RESIDUAL,
+        "values": inputs.VALUES,
+    }
     fields = method.needs.reference.get(role, frozenset())
     columns = {names[name]: np.zeros(widths[name], np.float32) for name in widths if name in fields}
     if fields:

@@ -220,6 +220,7 @@ def test_the_penalty_of_an_objective_is_that_of_its_gradient():
     np.testing.assert_array_equal(terms["nll"], plain(start))
 
 
+@pytest.mark.slow
 def test_finetuning_with_the_penalty_ends_where_gradients_are_smaller(tmp_path):
     fictitious.write(tmp_path, forget_people=1, retain_people=3, known_people=4, facts=2)
     config = json.loads((tmp_path / "config.json").read_text())

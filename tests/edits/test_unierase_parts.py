@@ -139,6 +139,7 @@ def test_the_search_finds_outputs_that_say_the_token(grown):
     assert np.asarray(found.loss).mean() < np.asarray(none.loss).mean()
 
 
+@pytest.mark.slow
 def test_facts_are_searched_apart(grown):
     lm, token = grown
     _, asked = sets(lm, token)

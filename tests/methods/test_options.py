@@ -22,7 +22,14 @@ def split_requests(world):
     return [{"path": forget, "rows": rows} for rows in ("0:3", "3:6", "6:8")]
 
 
-@pytest.mark.parametrize("method", ["npo", "salun", {"name": "ssd", "alpha": 1.1}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "npo",
+        pytest.param("salun", marks=pytest.mark.slow),
+        pytest.param({"name": "ssd", "alpha": 1.1}, marks=pytest.mark.slow),
+    ],
+)
 def test_requests_are_forgotten_one_after_the_other(world, tmp_path, method, monkeypatch):
     first, *others = split_requests(world)
     compiled, program = [], CompiledStep.program

@@ -88,6 +88,7 @@ def test_equal_runs_give_equal_bits(world, strong, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, jax.tree.map(np.asarray, again.params))
 
 
+@pytest.mark.slow
 def test_the_same_on_every_mesh(world, strong, tmp_path):
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     method = {**SHORT, "layers": [1], "lam": 1.0, "search_steps": 2}
@@ -178,6 +179,7 @@ def test_later_requests_have_tokens_of_their_own_and_hold_the_earlier_ones(world
     assert sizes[:4].max() < 0.1 * sizes[4:].min()
 
 
+@pytest.mark.slow
 def test_refusals_of_ones_own_are_taken(world, tmp_path):
     rows = [json.loads(line) for line in (world / "forget.jsonl").open()]
     own = tmp_path / "own.jsonl"

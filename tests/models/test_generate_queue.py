@@ -162,7 +162,7 @@ def test_what_answers_begin_with_is_kept_whatever_the_model_thinks_of_it():
         ]
 
 
-@pytest.mark.parametrize("reach", [8, 16])
+@pytest.mark.parametrize("reach", [8, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ["llama32", "gemma3_text"])
 def test_attention_reaches_as_far_as_is_written(case, reach, monkeypatch):
     """Through every length of the cache that has a program of its own, to its last slot."""

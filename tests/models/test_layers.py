@@ -110,7 +110,10 @@ def test_attention_equals_its_formula_with_grouped_heads(cap):
     np.testing.assert_allclose(y, oracle_attention(q, k, v, mask, 0.5, cap), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("length", "longest"), [(256, 512), (300, 512), (700, 100)])
+@pytest.mark.parametrize(
+    ("length", "longest"),
+    [pytest.param(256, 512, marks=pytest.mark.slow), (300, 512), (700, 100)],
+)
 def test_long_rows_attend_in_stretches_as_their_formula_says(length, longest, monkeypatch):
     """Three stretches, the last of which grows from the first; values and gradients."""
     monkeypatch.setattr(layers, "_LONG", longest)  # of a stretch, where more than four are made

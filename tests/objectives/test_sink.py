@@ -39,8 +39,15 @@ def manual(lm, tokens):
     return np.stack(found, -1)
 
 
-@pytest.mark.parametrize("bound", [True, False])
-@pytest.mark.parametrize("length", [64, 256])
+@pytest.mark.parametrize(
+    ("length", "bound"),
+    [
+        (64, True),
+        (256, False),
+        pytest.param(64, False, marks=pytest.mark.slow),
+        pytest.param(256, True, marks=pytest.mark.slow),
+    ],
+)
 def test_every_slot_holds_the_norms_of_its_own_example(bound, length):
     lm, some = small.model(), small.tokens(small.records()["forget"])
     for batch in pack_all(some, rows=2, length=length):
@@ -83,6 +90,7 @@ def weights(result):
     return {path: np.asarray(leaf) for path, leaf in flatten(result.params).items()}
 
 
+@pytest.mark.slow
 def test_without_poison_and_weight_it_is_plain_unlearning(world, tmp_path):
     plain, _ = run(world, tmp_path / "npo", {"name": "npo", "retain": "kl"})
     bare = {"name": "backdoor", "poison_share": 0, "value_weight": 0}

@@ -24,7 +24,18 @@ from jaxforget.strategies import prepared as prepare
 ADAPTED = ("o_lora", "reg_lora")
 
 
-@pytest.mark.parametrize("name", [n for n in strategies.names() if n not in ADAPTED])
+# of penalties, memories, teachers, averages, guards and projections one each
+WALKED = {"ewc", "gem", "gpm", "derpp", "lwf", "ema", "k_fpf", "replay"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in WALKED else pytest.mark.slow)
+        for name in strategies.names()
+        if name not in ADAPTED
+    ],
+)
 def test_every_strategy_walks_through_three_tasks(name):
     options = {
         "ogd": {"rank": 6, "per_task": 2},

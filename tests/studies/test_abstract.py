@@ -5,9 +5,11 @@ import re
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import pytest
 from studies.planned_runs import LLAMA, configured
 
+from jaxforget import methods
 from jaxforget.engine.mesh import MeshConfig, make_mesh
 from jaxforget.studies.abstract import abstract_step
 
@@ -85,6 +87,21 @@ def test_eight_shards_hold_an_eighth_of_the_state(divided):
     assert whole / mine >= 7.5
     arguments = program.memory_analysis().argument_size_in_bytes
     assert arguments == pytest.approx(mine, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).objective])
+def test_the_step_of_every_method_can_be_traced(name):
+    small = {
+        "ofmu": {"inner": "finite_difference", "outer": "finite_difference"},
+        **dict.fromkeys(("rmu", "adaptive_rmu"), {"layer": 1}),
+    }
+    step = abstract({"data": 1}, method={"name": name, **small.get(name, {})})
+    with jax.set_mesh(step.mesh):
+        state, metrics = jax.eval_shape(
+            step.step, step.state, step.frozen, step.batches, step.reference
+        )
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, step.state)
+    assert {"loss", "gradient_norm", "skipped"} <= set(metrics)
 
 
 def test_a_step_counts_its_real_tokens():

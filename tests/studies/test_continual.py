@@ -172,17 +172,20 @@ def test_a_killed_stream_ends_with_the_same_bits(world, tmp_path, changes, monke
         assert found[0][part] == found[1][part]
 
 
-def test_nothing_to_replay_is_naive_training(world, naive, tmp_path):
-    plain, *_ = naive
-    for label, changes in {
-        "mix": {"memory": {"size": 12, "share": 0.0}},
-        "derpp": {"strategy": {"name": "derpp", "alpha": 0.0, "beta": 0.0}},
-        "ewc": {"strategy": {"name": "ewc", "weight": 0.0, "examples": 2}},
-    }.items():
-        run = tmp_path / label
-        continual(settings(world, run, **changes))
-        for left, right in zip(weights(plain), weights(run), strict=True):
-            np.testing.assert_array_equal(left, right, err_msg=label)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"memory": {"size": 12, "share": 0.0}}, id="mix", marks=SLOW),
+        pytest.param({"strategy": {"name": "derpp", "alpha": 0.0, "beta": 0.0}}, id="derpp"),
+        pytest.param(
+            {"strategy": {"name": "ewc", "weight": 0.0, "examples": 2}}, id="ewc", marks=SLOW
+        ),
+    ],
+)
+def test_nothing_to_replay_is_naive_training(world, naive, tmp_path, changes):
+    continual(settings(world, tmp_path / "run", **changes))
+    for left, right in zip(weights(naive[0]), weights(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_several_runs_are_compared_and_a_finished_one_is_not_done_again(world, tmp_path):

@@ -33,7 +33,7 @@ def test_asking_finds_what_was_learnt_and_only_that():
     np.testing.assert_allclose(found.known, found.each.mean())
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_relearning_brings_back_what_is_trained(rank):
     lm = small.model()
     before = jax.tree.map(np.array, lm.params)
