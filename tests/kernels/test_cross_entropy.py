@@ -35,7 +35,7 @@ def value_and_gradients(hidden, weight, targets, cotangent, bias, **options):
     return answer, gradients
 
 
-@settings(max_examples=25, deadline=None)  # each compiles
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     lead=st.sampled_from([(), (1,), (3,), (2, 2)]),

@@ -39,7 +39,7 @@ def value_and_gradients(p, q, cotangent, softcaps=(None, None), block=None):
     return value, gradients
 
 
-@settings(max_examples=25, deadline=None)  # each compiles
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     lead=st.sampled_from([(), (3,), (2, 2)]),

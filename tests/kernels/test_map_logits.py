@@ -33,7 +33,7 @@ def tempered(zp, zq, target):
     return -(p * logq).sum(-1) - own
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(1, 9),

@@ -27,7 +27,7 @@ def flat(arrays, count):
     return np.concatenate([np.asarray(a, np.float64).reshape(count, -1) for a in arrays], axis=1)
 
 
-@settings(max_examples=30)  # each compiles
+@settings(max_examples=50)
 @given(st.data())
 def test_it_is_the_difference_in_float64(data):
     shapes = data.draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3))
