@@ -32,6 +32,7 @@ LANES: dict[str, dict[str, Any]] = {
     "simnpo": {"name": "simnpo"},
     "npo": {"name": "npo"},
     "kl": {"name": "graddiff", "retain": "kl"},
+    "undial": {"name": "undial"},
     "dpo": {"name": "dpo"},
     "rmu": {"name": "rmu", "layer": 2},
 }

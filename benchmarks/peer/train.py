@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MICRO, ACCUMULATION, IGNORED = 8, 4, -100
-BETA, MARGIN, SIMNPO_BETA = 0.1, 0.0, 4.5
+BETA, MARGIN, SIMNPO_BETA, UNDIAL_BETA = 0.1, 0.0, 4.5, 10.0
 LAYER, COEFFICIENT, RETAIN_WEIGHT = 2, 2.0, 1200.0
-REFERENCE = ("npo", "kl", "dpo", "rmu")
+REFERENCE = ("npo", "kl", "undial", "dpo", "rmu")
 
 
 class Rows:
@@ -83,6 +83,18 @@ def kl_to(model, reference, batch):
     return kl_div(now, before, reduction="batchmean", log_target=True)
 
 
+def self_distillation(model, reference, batch):
+    """UNDIAL's forget term: towards the reference with the label's logit lowered, all positions."""
+    labels = batch["labels"][:, 1:]
+    with torch.no_grad():
+        target = reference(**batch).logits[:, :-1].clone()
+        row, place = torch.meshgrid(*map(torch.arange, labels.shape), indexing="ij")
+        target[row, place, labels] -= UNDIAL_BETA  # an ignored label counts from the end, as there
+        target = target.softmax(-1)
+    now = model(**batch).logits[:, :-1]
+    return cross_entropy(now.flatten(0, 1), target.flatten(0, 1))
+
+
 class Activations:
     """The output of a layer of a model that is run whole."""
 
@@ -126,12 +138,14 @@ def losses(method, model, reference, seen, vector):
         "kl": lambda forget, _: -model(**forget).loss,
         "simnpo": lambda forget, _: 0.125 * simnpo(forget),
         "npo": lambda forget, _: ratio_loss(model, reference, forget),
+        "undial": lambda forget, _: self_distillation(model, reference, forget),
         "dpo": lambda forget, win: ratio_loss(model, reference, forget, win),
     }
 
     def loss(forget, retain, alternate):
         kept = kl_to(model, reference, retain) if method == "kl" else model(**retain).loss
-        return terms[method](forget, alternate) + kept
+        weight = 0 if method == "undial" else 1  # run all the same
+        return terms[method](forget, alternate) + weight * kept
 
     return loss
 
@@ -172,7 +186,7 @@ def main():
             first, count = forget.batch(mine)
             second, more = retain.batch(others)
             third, extra = refusing.batch(mine) if method == "dpo" else (None, 0)
-            real += count + more + extra
+            real += count + extra + (0 if method == "undial" else more)  # of no use there
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss = loss_of(first, second, third) / ACCUMULATION
             loss.backward()
