@@ -12,10 +12,10 @@ from jaxforget.combiners import weighted_sum
 from jaxforget.data.batches import PairedBatches
 from jaxforget.data.layout import Shape
 from jaxforget.data.sets import TokenisedSet
-from jaxforget.engine.mesh import put, put_rows, replicated, row_shards, shape_at, shardings
+from jaxforget.engine.mesh import put, put_rows, replicated, row_shards, shardings
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer
 from jaxforget.engine.partwise import Entrywise
-from jaxforget.engine.state import init_state
+from jaxforget.engine.state import init_state, make_state, shardings_of, state_shapes
 from jaxforget.engine.train import CompiledStep, compile_step
 from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import Batches, Metrics, ScoreFn, State
@@ -65,12 +65,10 @@ def brief_training(
         {role: trained_on}, batch_size, seed, row_multiple=row_shards(mesh)
     ).plan(last)
     trained, frozen = _divided(lm, rank, seed, mesh)
-    shapes = jax.eval_shape(_first, trained)
-    placed = shardings(shapes, mesh)
-    begin = jax.jit(_first, out_shardings=placed)
-    state = begin(put(jax.tree.map(np.array, trained), placed.params))
+    shapes = state_shapes(_first, trained, mesh)
+    state = make_state(_first, trained, shapes)
     assert batches.shapes is not None
-    leaves, treedef = jax.tree.flatten(jax.tree.map(shape_at, shapes, placed))
+    leaves, treedef = jax.tree.flatten(shapes)
     step = _step(lm.score, batches.shapes[role], mesh, tuple(leaves), treedef)
     rate = jax.device_put(np.float32(learning_rate), replicated(mesh))
     with jax.set_mesh(mesh):
@@ -104,7 +102,7 @@ def _step(
     It is compiled at its first call: for batches of this shape and a state of these leaves.
     """
     del shape
-    placed = jax.tree.unflatten(treedef, [leaf.sharding for leaf in leaves])
+    placed = shardings_of(jax.tree.unflatten(treedef, leaves))
 
     def step(state: State, frozen: Params, batches: Batches, rate: Any) -> tuple[State, Metrics]:
         inner = plain(score, _SPEC.objective, _COMBINER, _optimizer(rate))

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxforget.config import FinetuneConfig, UnlearnConfig
 from jaxforget.data.sets import TokenisedSet
 from jaxforget.engine import mesh as meshes
+from jaxforget.engine.state import shardings_of, state_shapes
 from jaxforget.engine.step import Step
 from jaxforget.engine.train import compile_step
 from jaxforget.engine.tree import Params, unflatten
@@ -62,8 +63,7 @@ class AbstractStep:
         """
         if not isinstance(self.mesh, Mesh):
             raise ValueError("a step on an abstract mesh cannot be compiled")
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        step = compile_step(self.step, self.mesh, placed)
+        step = compile_step(self.step, self.mesh, shardings_of(self.state))
         with jax.set_mesh(self.mesh):
             return step.program(self.state, self.frozen, self.batches, self.reference)
 
@@ -102,7 +102,6 @@ def abstract_step(
         lm.params,
     )
     transform = transform_of(method, config.optimizer, _STEPS)
-    state = jax.eval_shape(first_state(method, transform, settings.seed), trained)
     by_rows, whole = meshes.by_rows(mesh), meshes.replicated(mesh)
     divided = jax.tree.map(
         lambda leaf: meshes.shape_at(leaf, by_rows if np.ndim(leaf) else whole), rows
@@ -120,7 +119,7 @@ def abstract_step(
     }
     return AbstractStep(
         step_of(lm, method, transform, settings, _STEPS),
-        jax.tree.map(meshes.shape_at, state, meshes.shardings(state, mesh)),
+        state_shapes(first_state(method, transform, settings.seed), trained, mesh),
         jax.tree.map(meshes.shape_at, frozen, meshes.shardings(frozen, mesh)),
         divided,
         reference,

@@ -23,7 +23,7 @@ from jaxforget.engine.files import write_atomically
 from jaxforget.engine.optimizer import make_optimizer, make_schedule
 from jaxforget.engine.processes import on_first
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
-from jaxforget.engine.state import init_state
+from jaxforget.engine.state import init_state, make_state, shardings_of, state_shapes
 from jaxforget.engine.train import Cadence, Progress, compile_step, train
 from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import State
@@ -104,16 +104,16 @@ def train_injected(
     def begin(params: Params) -> State:
         return init_state(params, transform, combiner, seed=settings.seed)
 
-    placed = meshes.shardings(jax.eval_shape(begin, trained), mesh)
-    copies = meshes.put(jax.tree.map(np.array, trained), placed.params)
-    state = jax.jit(begin, out_shardings=placed, donate_argnums=0)(copies)
+    shapes = state_shapes(begin, trained, mesh)
     objective = assemble({"nll": nll_part(TRAIN)}).objective
     step = plain(subject.lm.score, objective, combiner, transform, accumulate=settings.accumulate)
-    compiled = compile_step(step, mesh, placed)
+    compiled = compile_step(step, mesh, shardings_of(shapes))
     identity = {"fingerprint": subject.batches.fingerprint, "steps": steps}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
-        restored, start, before = checkpoints.restore(state), 0, 0.0
-        if restored is not None:
+        restored, start, before = checkpoints.restore(shapes), 0, 0.0
+        if restored is None:
+            state = make_state(begin, trained, shapes)
+        else:
             if any(restored.data.get(key) != value for key, value in identity.items()):
                 raise UserError(
                     f"{run.path}: its checkpoint was made with other data, tokenizer, seed or "

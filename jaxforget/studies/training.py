@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -21,7 +20,7 @@ from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxforget.engine.run_dir import MetricsStream, RunDirectory
-from jaxforget.engine.state import init_state
+from jaxforget.engine.state import Begin, init_state, make_state, shardings_of, state_shapes
 from jaxforget.engine.step import Step, micro_batch_means
 from jaxforget.engine.train import Cadence, CompiledStep, Progress, compile_step, train
 from jaxforget.engine.tree import Params, flatten, matches, merge, split
@@ -170,9 +169,7 @@ def transform_of(
     return own if method.transform is None else optax.chain(method.transform(sum(steps)), own)
 
 
-def first_state(
-    method: Method, transform: optax.GradientTransformation, seed: Any
-) -> Callable[[Params], State]:
+def first_state(method: Method, transform: optax.GradientTransformation, seed: Any) -> Begin:
     """From the leaves that are trained to the state before the first step; a seed may be traced."""
 
     def begin(params: Params) -> State:
@@ -251,22 +248,18 @@ def train_model(
     transform = transform_of(method, optimizer, *request.steps)
     step = step_of(lm, method, transform, settings, total)
     begin = first_state(method, transform, settings.seed)
-    shapes = jax.eval_shape(begin, trained)
-    placed = meshes.shardings(shapes, mesh)
+    shapes = state_shapes(begin, trained, mesh)
     key = tuple(sorted((batches.shapes or {}).items()))
-    compiled = request.programs.setdefault(key, compile_step(step, mesh, placed))
+    compiled = request.programs.setdefault(key, compile_step(step, mesh, shardings_of(shapes)))
     cadence = Cadence(first + steps, settings.log_every, settings.save_every, settings.max_skipped)
     identity = {"fingerprint": batches.fingerprint, "steps": total, "request": request.index}
     with Checkpoints(run.checkpoints, keep=settings.keep) as checkpoints, jax.set_mesh(mesh):
-        restored = checkpoints.restore(jax.tree.map(meshes.shape_at, shapes, placed))
+        restored = checkpoints.restore(shapes)
         start, before = first, 0.0
         if restored is None:
             if request.index:
                 raise UserError(f"{run.path}: the checkpoints of the requests before are gone")
-            # unless consumed they are copied: the state is donated, the caller's arrays survive
-            own = trained if consume else jax.tree.map(np.array, trained)
-            own = meshes.put(own, placed.params, donate=consume)
-            state = jax.jit(begin, out_shardings=placed, donate_argnums=0)(own)
+            state = make_state(begin, trained, shapes, consume=consume)
         else:
             if restored.step < first:
                 raise UserError(f"{run.path}: the checkpoint of step {first} is damaged or gone")
@@ -275,7 +268,7 @@ def train_model(
             log.info("resuming after step %d of %d", start, total)
         if start == first and method.prepare is not None:
             found = material(lm, (state.params, frozen), sets, settings, mesh)
-            state = _prepared(state, placed, method, found)
+            state = _prepared(state, shapes, method, found)
         stream, watch = MetricsStream(run, resume_step=start), Watch(listen)
         watch.attach(stream, make_schedule(optimizer, *request.steps))
         hooks = []
@@ -306,11 +299,13 @@ def train_model(
     return Trained(trained, first + steps, *watch.medians(), seconds, compiled.peak_bytes)
 
 
-def _prepared(state: State, placed: Any, method: Method, found: Material) -> State:
+def _prepared(state: State, shapes: State, method: Method, found: Material) -> State:
     """The state with what the combiner measures on the data before the first step."""
     assert method.prepare is not None
     filled = method.prepare(found, state.combiner_state)
-    return dataclasses.replace(state, combiner_state=jax.device_put(filled, placed.combiner_state))
+    return dataclasses.replace(
+        state, combiner_state=jax.device_put(filled, shardings_of(shapes).combiner_state)
+    )
 
 
 def _check_same(

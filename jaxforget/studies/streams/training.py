@@ -21,7 +21,7 @@ from jaxforget.engine.checkpoint import Checkpoints
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.optimizer import Schedule, make_optimizer, make_schedule
 from jaxforget.engine.run_dir import MetricsStream
-from jaxforget.engine.state import init_state
+from jaxforget.engine.state import init_state, make_state, shardings_of, state_shapes
 from jaxforget.engine.train import Cadence, CompiledStep, Progress, compile_step, train
 from jaxforget.engine.tree import Params, merge
 from jaxforget.engine.types import State
@@ -169,11 +169,11 @@ class _Trainer:
                 params, transform, weighted_sum({NLL: 1.0}), seed=self.config.train.seed
             )
 
-        self.placed = meshes.shardings(jax.eval_shape(begin, self.trained), self.stream.mesh)
-        copies = meshes.put(jax.tree.map(np.array, self.trained), self.placed.params)
-        state = jax.jit(begin, out_shardings=self.placed, donate_argnums=0)(copies)
-        restored = checkpoints.restore(state)
+        shapes = state_shapes(begin, self.trained, self.stream.mesh)
+        self.placed = shardings_of(shapes)
+        restored = checkpoints.restore(shapes)
         if restored is None:
+            state = make_state(begin, self.trained, shapes)
             forget_looks(self.stream.run, -1)  # of a run killed before its first checkpoint
             state = prepared(self.strategy, state, self.frozen)
             keep(self.stream.run.path / "tasks" / "start.json", self._row(state))
