@@ -106,7 +106,15 @@ def acquisition(out: pathlib.Path) -> pathlib.Path:
         "retention": {**fit, "probes": 12, "times": times, **around},
     }
     left = {"recall": {"times": times, "left": [1.0, 0.8, None, 0.4]}}
-    results = {"groups": [group], "recall": {"once": left}, **ABOUT}
+    keyword = {"mode": "once", "category": "animals", "times": times[1:]}
+    keyword |= {"memory": [2.0, 1.5, 1.0], "priming": [0.4, None, 0.1]}
+    found = {"before": -0.25, "before_p": 0.04, "after": 0.1, "after_p": 0.5}
+    results = {
+        "groups": [group],
+        "recall": {"once": left},
+        "priming": {"groups": [keyword], "correlation": found},
+        **ABOUT,
+    }
     return write_acquisition(results, out, title="Factual acquisition")
 
 
