@@ -34,7 +34,15 @@ def tiled_batch(case, rows):
     return jax.tree.map(jnp.asarray, lay(made, ids, lengths, shape)[0])
 
 
-@pytest.mark.parametrize(("case", "rows"), [*((case, 2) for case in VARIED), (VARIED[0], 1)])
+@pytest.mark.parametrize(
+    ("case", "rows"),
+    [
+        ("gemma3_text", 1),
+        ("phi", 2),
+        pytest.param("gemma3_text", 2, marks=pytest.mark.slow),
+        pytest.param("gpt2", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_scores_and_gradients_are_those_of_whole_rows(case, rows):
     cfg, params, _ = load(case)
     batch = tiled_batch(case, rows)
