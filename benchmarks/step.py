@@ -198,7 +198,7 @@ def _row(
     middle = {key: statistics.median(each[key] for each in mine) for key in mine[0]}
     return {
         "suite": "step",
-        "model": model,
+        "model": pathlib.Path(model).name,
         "dtype": dtype,
         "lane": lane,
         "step_ms": round(middle["step_ms"], 2),

@@ -44,21 +44,21 @@ RMU_TRAINS = (
 BATCH, LENGTH = 32, 512
 
 
-def records_of(data: pathlib.Path) -> dict[str, list[Any]]:
-    """Rows of both roles, and refusals of the former's questions."""
+def records_of(data: pathlib.Path, most: int | None) -> dict[str, list[Any]]:
+    """The first rows of both roles, and refusals of the former's questions."""
     from jaxforget.data.alternates import refusals
     from jaxforget.data.sources import DataSource, load_records
 
-    found = {name: load_records(DataSource(str(data / file))) for name, file in FILES.items()}
+    found = {name: load_records(DataSource(str(data / FILES[name])))[:most] for name in FILES}
     return {**found, "alternate": refusals(found["forget"], 0)}
 
 
-def for_peer(data: pathlib.Path, model: str, file: pathlib.Path) -> None:
+def for_peer(data: pathlib.Path, most: int | None, model: str, file: pathlib.Path) -> None:
     """The same rows as texts, with their prompts rendered."""
     from jaxforget.data.template import Template, renderer
     from jaxforget.models.language_model import load
 
-    render, sets = renderer(Template(kind="chat"), load(model).tokenizer), records_of(data)
+    render, sets = renderer(Template(kind="chat"), load(model).tokenizer), records_of(data, most)
     written: dict[str, list[dict[str, str]]] = {}
     for name in FILES:
         shown = [render(record) for record in sets[name]]
@@ -90,7 +90,7 @@ def ours(options: argparse.Namespace) -> None:
     use_compile_cache(ROOT / "runs" / "programs")
     lane, dtype = options.lane, options.dtype
     method = methods.from_config(LANES[lane])
-    records, template = records_of(options.data), Template(kind="chat")
+    records, template = records_of(options.data, options.rows), Template(kind="chat")
 
     def loaded() -> Any:
         how = Compute(dtype=dtype, remat=options.remat)
@@ -184,6 +184,7 @@ def compare(lane: str, options: Any, model: str, rows: pathlib.Path) -> dict[str
     own = [sys.executable, __file__, "--lane", lane, "--data", options.data, "--model", model]
     own += ["--dtype", options.dtype, "--accumulate", options.accumulate]
     own += ["--remat", options.remat, "--moments", options.moments]
+    own += ["--rows", options.rows] if options.rows else []
     script = ROOT / "benchmarks" / "peer" / "train.py"
     peer = [options.peer_python, script, model, rows, lane, options.threads, options.dtype]
     where = options.threads, options.first_core
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter that has torch and transformers")
     parser.add_argument("--model", help="folder that both read; none: a Llama of 3.5 M, random")
     parser.add_argument("--lanes", nargs="*", choices=list(LANES), default=list(LANES))
+    parser.add_argument("--rows", type=int, help="of each set; none: all, which are scored first")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
         "--accumulate", type=int, default=4, help="micro-batches of our steps; the peer has 4"
@@ -252,12 +254,12 @@ def main() -> None:
     if not pathlib.Path(model).exists():
         make_model(options.data, pathlib.Path(model), 0)
     rows = options.out / "rows.json"
-    for_peer(options.data, model, rows)
+    for_peer(options.data, options.rows, model, rows)
     found = []
     for lane in options.lanes:
         print(f"{lane} ...", file=sys.stderr, flush=True)
         found.append(compare(lane, options, model, rows))
-        chosen = ("dtype", "threads", "steps", "accumulate", "remat", "moments")
+        chosen = ("dtype", "rows", "threads", "steps", "accumulate", "remat", "moments")
         asked = {name: getattr(options, name) for name in chosen}
         about = {**environment(), **asked, "model": pathlib.Path(model).name}
         table = [told(each) for each in found]

@@ -5,6 +5,8 @@ import functools
 import logging
 import os
 import pathlib
+import platform
+import re
 import warnings
 from typing import Any
 
@@ -49,11 +51,26 @@ def compiler_options() -> dict[str, bool] | None:
 
 
 def _cpu_has_amx() -> bool:
+    return "amx_bf16" in _cpuinfo()  # with AVX-512 alone they are slower than XLA's own products
+
+
+def _cpuinfo() -> str:
     try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text()
+        return pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    return "amx_bf16" in flags  # with AVX-512 alone they are slower than XLA's own products
+        return ""
+
+
+def processor() -> str:
+    """The host's processor, its cores and widest vectors, e.g. "AMD EPYC, 2 cores, AVX2"."""
+    told = _cpuinfo()
+    named = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
+    name = named[1].strip() if named else platform.processor() or platform.machine()
+    widest = next((label for flag, label in _VECTORS.items() if f" {flag} " in told), None)
+    return ", ".join(filter(None, (name, f"{os.cpu_count()} cores", widest)))
+
+
+_VECTORS = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 @functools.cache

@@ -25,7 +25,12 @@ from jaxforget.engine import mesh as meshes
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.processes import first_before_others, on_first
 from jaxforget.engine.run_dir import RunDirectory, lock, open_run, write_config
-from jaxforget.engine.runtime import give_back_if_large, keep_freed_memory, use_compile_cache
+from jaxforget.engine.runtime import (
+    give_back_if_large,
+    keep_freed_memory,
+    processor,
+    use_compile_cache,
+)
 from jaxforget.engine.train import Progress
 from jaxforget.engine.tree import Params
 from jaxforget.models import Compute
@@ -200,6 +205,7 @@ def environment() -> dict[str, Any]:
             "kind": devices[0].device_kind,
             "count": len(devices),
             "processes": jax.process_count(),
+            "processor": processor(),
         },
     }
 

@@ -21,7 +21,7 @@ def diagnose() -> tuple[dict[str, Any], list[str]]:
         facts[name] = version
     devices = found["devices"]
     facts["devices"] = f"{devices['count']} x {devices['kind']} ({devices['backend']})"
-    facts["processes"] = devices["processes"]
+    facts["processor"], facts["processes"] = devices["processor"], devices["processes"]
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         facts["device memory"] = f"{stats['bytes_limit'] / _GIB:.1f} GiB each"

@@ -1,6 +1,7 @@
 """Every command as a user calls it: what it prints, and what it leaves."""
 
 import json
+import os
 
 import pytest
 from cli.conftest import check_refusal, command
@@ -59,6 +60,7 @@ def test_doctor_says_what_there_is_and_what_is_missing(cli):
     facts = only_object(cli("doctor", "--json").out)
     assert facts["devices"] == "8 x cpu (cpu)" and isinstance(facts["warnings"], list)
     assert {"jaxforget", "jax", "numpy", "free disk here"} <= set(facts)
+    assert f"{os.cpu_count()} cores" in facts["processor"]
 
 
 def test_a_round_of_all_commands_prints_one_json_object_each(cli, world, tmp_path):
