@@ -18,6 +18,9 @@ from jaxforget.engine.types import State
 
 log = logging.getLogger(__name__)
 
+# Orbax warns at every save that there is nothing to merge where one process wrote it all
+logging.getLogger("absl").addFilter(lambda said: "Skipping merge of OCDBT" not in str(said.msg))
+
 # tensorstore tells of a full disk as ValueError, Orbax of a failed thread as RuntimeError
 _FAILURES = (OSError, ValueError, RuntimeError)
 

@@ -44,6 +44,12 @@ def test_only_the_newest_are_kept_and_none_is_dropped_in_flight(tmp_path):
         equal(checkpoints.restore(state()).state, state(5))
 
 
+def test_a_save_that_goes_well_says_nothing(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(), {})
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
 def test_no_save_leaves_its_thread_behind(tmp_path):
     def loops():
         return {thread for thread in threading.enumerate() if "_run_loop" in thread.name}
