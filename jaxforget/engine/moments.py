@@ -45,8 +45,7 @@ def stored_as(core: optax.GradientTransformation, kind: Kind) -> optax.GradientT
         return core
 
     def init(params: Any) -> Any:
-        state = core.init(params)
-        return _encoded(state, params, params, kind)
+        return _emptied(core.init(params), kind)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         found, new = core.update(updates, _decoded(state), params)
@@ -86,6 +85,31 @@ def _encoded(state: Any, gradient: Any, params: Any, kind: Kind) -> Any:
         return node._replace(**made)
 
     return jax.tree.map(holder, state, is_leaf=lambda node: isinstance(node, _HOLDERS))
+
+
+def _emptied(state: Any, kind: Kind) -> Any:
+    """Moments that are all 0, as they begin; XLA would encode its constants for minutes."""
+
+    def holder(node: Any) -> Any:
+        if not isinstance(node, _HOLDERS):
+            return node
+        return node._replace(
+            **{
+                name: jax.tree.map(
+                    lambda x, signed=name != "nu": _zeros(x, kind, signed), getattr(node, name)
+                )
+                for name in _moments_of(node)
+            }
+        )
+
+    return jax.tree.map(holder, state, is_leaf=lambda node: isinstance(node, _HOLDERS))
+
+
+def _zeros(x: Array, kind: Kind, signed: bool) -> Array | RowCodes:
+    if kind == "bfloat16":
+        return jnp.zeros(x.shape, jnp.bfloat16)
+    codes = jnp.zeros(x.shape, jnp.int8 if signed else jnp.uint8)
+    return RowCodes(codes, jnp.zeros((*x.shape[:-1], 1) if x.ndim else (), jnp.float32))
 
 
 def _moments_of(node: Any) -> list[str]:

@@ -118,6 +118,23 @@ def test_parts_and_the_whole_store_the_same_bits(kind):
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
+def test_the_first_moments_are_zeros_as_they_would_be_encoded(kind, name):
+    """And are no work for the compiler, which would encode its own constants for minutes."""
+    params = {"w": jnp.ones((3, 4)), "b": jnp.ones(5), "scale": jnp.ones(())}
+    begin = made(kind, name).init
+    state = begin(params)
+    assert "reduce_max" not in str(jax.make_jaxpr(begin)(params))
+    # a step on nothing encodes moments that are still 0
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    _, after = made(kind, name).update(nothing, state, params)
+    for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (left.shape, left.dtype) == (right.shape, right.dtype)
+        if left.dtype in (jnp.int8, jnp.uint8, jnp.bfloat16, jnp.float32):
+            assert not left.any() and not right.any()
+
+
 def test_bytes_and_places_of_stored_moments():
     params = {"layers": {"mlp": {"up": {"w": jax.ShapeDtypeStruct((4, 256, 512), jnp.float32)}}}}
     sizes = {}
