@@ -5,6 +5,7 @@ often smaller than half a step of either format. The dither is a hash of the ent
 and parameter, so that it needs no state and is the same however the entries are divided.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -54,62 +55,48 @@ def stored_as(core: optax.GradientTransformation, kind: Kind) -> optax.GradientT
     return optax.GradientTransformation(init, update)
 
 
-def _decoded(state: Any) -> Any:
+def _with_moments(state: Any, change: Callable[[Any, str], Any]) -> Any:
+    """The state with every moment replaced by `change(its holder, its name)`."""
+
     def holder(node: Any) -> Any:
         if not isinstance(node, _HOLDERS):
             return node
-        trees = {name: getattr(node, name) for name in _moments_of(node)}
-        return node._replace(
-            **{name: jax.tree.map(decode, tree, is_leaf=_is_codes) for name, tree in trees.items()}
-        )
+        return node._replace(**{name: change(node, name) for name in _moments_of(node)})
 
     return jax.tree.map(holder, state, is_leaf=lambda node: isinstance(node, _HOLDERS))
+
+
+def _decoded(state: Any) -> Any:
+    return _with_moments(
+        state, lambda node, name: jax.tree.map(decode, getattr(node, name), is_leaf=_is_codes)
+    )
 
 
 def _encoded(state: Any, gradient: Any, params: Any, kind: Kind) -> Any:
-    def holder(node: Any) -> Any:
-        if not isinstance(node, _HOLDERS):
-            return node
-        holds: Any = node
-        count = holds.count if "count" in holds._fields else jnp.zeros((), jnp.int32)
-        made = {}
-        for salt, name in enumerate(_moments_of(node)):
-            made[name] = jax.tree.map(
-                lambda x, g, p, s=salt, n=name: encode(
-                    x, dither(g, p, 2 * count + s), kind, signed=n != "nu"
-                ),
-                getattr(node, name),
-                gradient,
-                params,
-            )
-        return node._replace(**made)
+    def moment(node: Any, name: str) -> Any:
+        count = node.count if "count" in node._fields else jnp.zeros((), jnp.int32)
+        salt = 2 * count + _moments_of(node).index(name)
+        return jax.tree.map(
+            lambda x, g, p: encode(x, dither(g, p, salt), kind, signed=name != "nu"),
+            getattr(node, name),
+            gradient,
+            params,
+        )
 
-    return jax.tree.map(holder, state, is_leaf=lambda node: isinstance(node, _HOLDERS))
+    return _with_moments(state, moment)
 
 
 def _emptied(state: Any, kind: Kind) -> Any:
     """Moments that are all 0, as they begin; XLA would encode its constants for minutes."""
 
-    def holder(node: Any) -> Any:
-        if not isinstance(node, _HOLDERS):
-            return node
-        return node._replace(
-            **{
-                name: jax.tree.map(
-                    lambda x, signed=name != "nu": _zeros(x, kind, signed), getattr(node, name)
-                )
-                for name in _moments_of(node)
-            }
-        )
+    def zeros(x: Array, signed: bool) -> Any:
+        like = jax.eval_shape(lambda x: encode(x, _bits(x), kind, signed=signed), x)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
-    return jax.tree.map(holder, state, is_leaf=lambda node: isinstance(node, _HOLDERS))
-
-
-def _zeros(x: Array, kind: Kind, signed: bool) -> Array | RowCodes:
-    if kind == "bfloat16":
-        return jnp.zeros(x.shape, jnp.bfloat16)
-    codes = jnp.zeros(x.shape, jnp.int8 if signed else jnp.uint8)
-    return RowCodes(codes, jnp.zeros((*x.shape[:-1], 1) if x.ndim else (), jnp.float32))
+    return _with_moments(
+        state,
+        lambda node, name: jax.tree.map(lambda x: zeros(x, name != "nu"), getattr(node, name)),
+    )
 
 
 def _moments_of(node: Any) -> list[str]:
