@@ -1,8 +1,10 @@
 """Checkpoints of the whole state through Orbax: asynchronous, atomic, movable between meshes."""
 
+import contextlib
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,17 +103,15 @@ class Checkpoints:
         """
         if step in self.steps():
             return
+        self.wait()
         shared = jax.default_backend() == "cpu"  # memory with the device: the next step overwrites
         small = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) <= COPIED
         if shared and small:
             state = jax.tree.map(jnp.copy, state)
-        self.wait()
-        try:
+        with self._writing():
             self._saving = self._orbax.save_checkpointables_async(
                 step, {"state": _by_path(state), "data": {"json": json.dumps(data)}}, force=True
             )
-        except _FAILURES as error:
-            raise self._unwritten(error) from error
         if self._saving is None:
             raise UserError(f"checkpoint {step} in {self.folder} was refused by Orbax")
         if shared and not small:
@@ -124,12 +124,10 @@ class Checkpoints:
           UserError: one of them failed.
         """
         saving, self._saving = self._saving, None
-        try:
+        with self._writing():
             if saving is not None:
                 saving.result()  # its thread ends when asked for this, and only then
             self._orbax.wait()
-        except _FAILURES as error:
-            raise self._unwritten(error) from error
 
     def close(self) -> None:
         """Wait for saves in flight and release the threads.
@@ -140,17 +138,20 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            try:
+            with self._writing():
                 self._orbax.close()
-            except _FAILURES as error:
-                raise self._unwritten(error) from error
 
-    def _unwritten(self, error: Exception) -> UserError:
-        kept = ", ".join(map(str, self.steps())) or "none"
-        return UserError(
-            f"cannot write a checkpoint in {self.folder}: {_first_line(error)} (complete "
-            f"checkpoints there: {kept}; the same command resumes from the newest)"
-        )
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A failed write is told as one of the user's."""
+        try:
+            yield
+        except _FAILURES as error:
+            kept = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(
+                f"cannot write a checkpoint in {self.folder}: {_first_line(error)} (complete "
+                f"checkpoints there: {kept}; the same command resumes from the newest)"
+            ) from error
 
     def restore(self, like: State) -> Restored | None:
         """The newest checkpoint that can be read, or None when there is none at all.
