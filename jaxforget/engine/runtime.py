@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 # see docs/performance.md for when they pay
 _CPU_ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True}
 
+_VECTORS = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
+
 # M_MMAP_MAX: nothing is mapped by itself; M_TRIM_THRESHOLD: the end of the heap is never given
 # back; M_TOP_PAD: bytes that it grows by
 _KEEP = {-4: 0, -1: -1, -2: 2**26}
@@ -66,11 +68,8 @@ def processor() -> str:
     told = _cpuinfo()
     named = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
     name = named[1].strip() if named else platform.processor() or platform.machine()
-    widest = next((label for flag, label in _VECTORS.items() if f" {flag} " in told), None)
+    widest = next((label for flag, label in _VECTORS.items() if flag in told), None)
     return ", ".join(filter(None, (name, f"{os.cpu_count()} cores", widest)))
-
-
-_VECTORS = {"amx_bf16": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 @functools.cache
