@@ -96,7 +96,7 @@ def test_members_are_the_single_runs(world, tmp_path, at_once):
     assert [row["step"] for row in rows] == [1, 2, 4]
     assert all(np.isfinite(rows[-1][f"loss/{member}"]) for member in range(4))
     assert (out / "report.html").read_text().count("best:") >= 1
-    same_as_single_runs(world, out, config, {3, results["best"]})
+    same_as_single_runs(world, out, config, [0, 3, results["best"]])
 
 
 def test_the_command_prints_every_setting_and_marks_the_best(world, tmp_path, capsys, monkeypatch):
@@ -119,7 +119,7 @@ def test_seeds_have_their_own_data_and_adapters(world, tmp_path):
     out, config = tmp_path / "sweep", base(world)
     jf.sweep({"base": config, "grid": {"train.seed": [0, 5]}, "run_dir": str(out)})
     assert json.loads((out / "results.json").read_text())["programs"] == 1
-    same_as_single_runs(world, out, config, [1])
+    same_as_single_runs(world, out, config, [0, 1])
 
 
 def test_a_setting_that_diverges_stops_no_other(world, tmp_path):
@@ -148,7 +148,7 @@ def test_whole_models_and_optimizers_without_adapters(world, tmp_path):
         {"optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.5},
     ]
     jf.sweep({"base": config, "settings": settings, "run_dir": str(out)})
-    same_as_single_runs(world, out, config, [1])
+    same_as_single_runs(world, out, config, [0, 1])
 
 
 @pytest.mark.slow
