@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 import jax
 import numpy as np
 import pytest
+from marks import slow_but
 from methods.small_runs import run
 
 import jaxforget as jf
@@ -32,6 +33,7 @@ RUN_SOON = {
     "kl_min",
     "undial",
     "rmu",
+    "adaptive_rmu",
     "flat",
     "pdu",
     "ofmu",
@@ -42,15 +44,10 @@ RUN_SOON = {
 below. The steps of all others are traced, and run in slow tests."""
 
 
-def ours(names, kept=()):
-    """Names as parameters; those that are not kept are slow tests."""
-    return [pytest.param(n, marks=() if n in kept else pytest.mark.slow) for n in sorted(names)]
-
-
 ALL = set(methods.names()) - NEEDS_A_RECORD
 
 
-@pytest.mark.parametrize("name", ours(ALL, RUN_SOON))
+@pytest.mark.parametrize("name", slow_but(RUN_SOON, sorted(ALL)))
 def test_a_method_runs_from_files_to_an_exported_model(world, tmp_path, name):
     method = {"name": name, **SMALL.get(name, {})}
     result, rows = run(world, tmp_path / "run", method)
@@ -86,7 +83,9 @@ MORE = {"agem": {"memory": "retain"}, "gem": {"memories": ["retain"]}, "ogd": {"
 ATTACHED = {"gem", "geometric_disentangle"}
 
 
-@pytest.mark.parametrize("combiner", ours(set(methods.COMBINERS) - {"weighted_sum"}, ATTACHED))
+@pytest.mark.parametrize(
+    "combiner", slow_but(ATTACHED, sorted(set(methods.COMBINERS) - {"weighted_sum"}))
+)
 def test_a_combiner_attaches_to_a_method(world, tmp_path, combiner):
     choice = {"name": combiner, **MORE.get(combiner, {})}
     _, rows = run(world, tmp_path / "run", {"name": "npo", "combiner": choice})
@@ -115,7 +114,7 @@ def plain(world, tmp_path_factory):
 FINISHED = {"saliency_mask", "multi_step_sparse"}
 
 
-@pytest.mark.parametrize("name", ours(methods.FINISHERS, FINISHED))
+@pytest.mark.parametrize("name", slow_but(FINISHED, sorted(methods.FINISHERS)))
 def test_a_finisher_changes_what_a_method_does(world, plain, tmp_path, name):
     choice = {"name": name, **FINISHERS[name]}
     result, rows = run(world, tmp_path / "run", {"name": "graddiff", "finishers": [choice]})

@@ -3,20 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from marks import slow_but
 
 from jaxforget.models import decoder
 
 N = 12
 # grouped heads, windows of 6 in alternate layers, soft caps, learned positions, parallel blocks
-VARIED = (
-    "llama32",
-    "gemma3_text",
-    "gpt2",
-    *(
-        pytest.param(case, marks=pytest.mark.slow)
-        for case in ("gemma2", "gpt_neox", "qwen3", "phi")
-    ),
+VARIED = slow_but(
+    ("llama32", "gemma3_text", "gpt2"),
+    ("llama32", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "qwen3", "phi"),
 )
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 from combiners.trees import flat, same_bits
+from marks import slow_but
 from objectives import toy_lm as toy
 from objectives.cases import PARAMS
 from strategies.cases import begin, inputs, material
@@ -30,11 +31,7 @@ WALKED = {"ewc", "gem", "gpm", "derpp", "lwf", "ema", "k_fpf", "replay"}
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in WALKED else pytest.mark.slow)
-        for name in strategies.names()
-        if name not in ADAPTED
-    ],
+    slow_but(WALKED, (name for name in strategies.names() if name not in ADAPTED)),
 )
 def test_every_strategy_walks_through_three_tasks(name):
     options = {

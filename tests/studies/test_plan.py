@@ -5,6 +5,7 @@ import math
 
 import jax
 import pytest
+from marks import slow_but
 from studies.planned_runs import LLAMA, configured
 from typer.testing import CliRunner
 
@@ -34,9 +35,7 @@ CASES = {
 SOON = {"adapters on eight shards", "npo on eight shards", "micro-batches"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in SOON else pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.parametrize("name", slow_but(SOON, CASES))
 def test_memory_is_what_xla_says(name):
     """In float32, which the CPU computes as it is; bfloat16 it computes through copies."""
     model, options, length = CASES[name]

@@ -1,6 +1,7 @@
 """A run that was stopped and started again ends with the bits of one that never was."""
 
 import importlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from marks import slow_but
 from studies import tiny
 
 from jaxforget.engine.checkpoint import Checkpoints
@@ -82,11 +84,7 @@ STOPS = {("plain", 1), ("lora", 10)}
 
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [
-        pytest.param(kind, step, marks=() if (kind, step) in STOPS else pytest.mark.slow)
-        for kind in KINDS
-        for step in (1, 5, 10)
-    ],
+    slow_but(STOPS, itertools.product(KINDS, (1, 5, 10))),
 )
 def test_a_stopped_run_ends_with_the_same_bits(world, undisturbed, tmp_path, kind, step):
     settings = make(world, tmp_path / "run", kind)
