@@ -124,19 +124,32 @@ def param_shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return dict(sorted(shapes.items()))
 
 
+FEW_LAYERS = 8
+"""Layers up to which the last one is computed at labelled places alone: of deeper stacks it is too
+little to be worth a copy of all the others' weights, which a scan that ends before it takes."""
+
+FEW_PLACES = 0.8
+"""And the most that these may be of all places."""
+
+
 def products_per_token(cfg: DecoderConfig, labelled: float, length: float) -> float:
     """Multiplications of one real token on its way forward; a backward pass takes twice as many.
 
     Args:
       cfg: architecture.
-      labelled: share of tokens that are labelled targets; only these go through the head.
+      labelled: share of tokens that are labelled targets; only these go through the head, and, in
+        models of `FEW_LAYERS`, through what asks and feeds forward in the last one.
       length: mean tokens of an example; each attends to half of it on average.
     """
-    blocks = sum(
-        math.prod(shape)
+    stacked = {
+        path: math.prod(shape)
         for path, shape in param_shapes(cfg).items()
         if path.startswith("layers/") and path.endswith("/w")
-    )
+    }
+    blocks: float = sum(stacked.values())
+    if cfg.layers <= FEW_LAYERS and labelled <= FEW_PLACES:  # the last one's others are only seen
+        seen = sum(stacked[f"layers/attn/{name}/w"] for name in "kv")
+        blocks -= (1 - labelled) * (blocks - seen) / cfg.layers
     attention = 2 * cfg.layers * cfg.heads * cfg.head_dim * length / 2
     return blocks + labelled * cfg.vocab_size * cfg.hidden_size + attention
 

@@ -107,6 +107,7 @@ def hidden_states(
     *,
     until: Array | None = None,
     tiles: Tiles | None = None,
+    at: Array | None = None,
     look: Look = NOTHING,
 ) -> tuple[Array, Inside]:
     """Residual stream behind the last layer and the final norm.
@@ -119,10 +120,12 @@ def hidden_states(
       cfg: the architecture.
       compute: dtype and rematerialisation.
       until, tiles: see `TokenBatch`.
+      at: int32 `[B, T]`, the places of which states are wanted, none of them twice; None: all.
       look: what is wanted too of inner layers.
     Returns:
-      (`[B, L, D]` in the compute dtype, what `look` asks for); finite but meaningless at padding.
-      Where only the latter is used the layers behind cost nothing.
+      (`[B, T, D]` in the compute dtype, what `look` asks for), T being L where all are wanted;
+      finite but meaningless at padding. Where only the latter is used the layers behind cost
+      nothing.
     Raises:
       UserError: no such layer.
     """
@@ -132,7 +135,7 @@ def hidden_states(
     everywhere = None if cfg.windowed else see()
 
     def body(
-        x: Array, scanned: tuple[Params, dict[str, Array]]
+        x: Array, scanned: tuple[Params, dict[str, Array]], at: Array | None
     ) -> tuple[Array, tuple[Array | None, Array | None]]:
         layer, extra = scanned
         mask = everywhere
@@ -141,16 +144,18 @@ def hidden_states(
 
         def core(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
             squares = jnp.square(v.astype(jnp.float32)).sum((-2, -1))
-            return attend(q, k, v, mask, cfg), jnp.sqrt(squares + 1e-12)
+            return attend(q, k, v, mask, cfg, at), jnp.sqrt(squares + 1e-12)
 
         rope = layers.select_rope(tables, extra["rope"])
-        x, norms, inner = layers.block(layer, x, rope, core, cfg)
+        x, norms, inner = layers.block(layer, x, rope, core, cfg, at)
         return _by_rows(x), (inner, norms)
 
     with jax.named_scope("layers"):
         stack = params["layers"], layers.layer_extras(cfg)
         remat = functools.partial(_remat, compute=compute)
-        x, inside = run_layers(body, x, stack, cfg.layers, look, remat, unroll=compute.unroll)
+        x, inside = run_layers(
+            body, x, stack, cfg.layers, look, remat, at=at, unroll=compute.unroll
+        )
     with jax.named_scope("final_norm"):
         return layers.norm(x, params["final_norm"], cfg), inside
 
@@ -158,14 +163,36 @@ def hidden_states(
 def _attention(
     positions: Array, segments: Array, until: Array | None, tiles: Tiles | None
 ) -> tuple[Callable[..., Any], Callable[..., Array]]:
-    """What makes masks, and what attends under them."""
+    """What makes masks, and what attends under them: (q, k, v, mask, cfg, places that ask)."""
+    length = positions.shape[1]
     if tiles is None:
         see = functools.partial(layers.attention_mask, positions, segments, until=until)
-        return see, layers.attend
+
+        def attend(
+            q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig, at: Array | None
+        ) -> Array:
+            if at is None:
+                return layers.attend(q, k, v, mask, cfg)
+            every = layers.take(q, _number_of(at, length))
+            return layers.take(layers.attend(every, k, v, mask, cfg), at)
+
+        return see, attend
     if until is not None:
         raise ValueError("attention in tiles goes by segments, not by places")
-    see = functools.partial(tiled.tile_masks, tiles, positions, segments)
-    return see, functools.partial(tiled.attend_tiles, tiles)
+
+    def attend_tiles(
+        q: Array, k: Array, v: Array, mask: Any, cfg: DecoderConfig, at: Array | None
+    ) -> Array:
+        asking = tiles if at is None else tiled.asking(tiles, at, _number_of(at, length))
+        return tiled.attend_tiles(asking, q, k, v, mask, cfg)
+
+    return functools.partial(tiled.tile_masks, tiles, positions, segments), attend_tiles
+
+
+def _number_of(at: Array, length: int) -> Array:
+    """The number of every place among those of its row in `at`, int32 `[B, length]`; else 0."""
+    count = jnp.arange(at.shape[1], dtype=jnp.int32)
+    return jax.vmap(lambda row: jnp.zeros(length, jnp.int32).at[row].set(count))(at)
 
 
 def _by_rows(x: Array) -> Array:
@@ -247,6 +274,7 @@ def score(
       See `Scores`; `hidden` and `head` are always filled (nobody pays for what nobody reads).
     """
     rows = batch.tokens, batch.segments, batch.positions
+    slots = slots_of(batch)
     hidden, inside = hidden_states(
         params,
         *rows,
@@ -254,23 +282,19 @@ def score(
         compute,
         until=batch.until,
         tiles=batch.tiles,
+        at=slots,
         look=Look(residual, mlp_inner, push, values[0] if values else 0),
     )
     if values is not None:
         if batch.until is not None:
             raise ValueError("values are found by place: segments must be whole examples")
-        inside = inside._replace(values=_first_values(inside.values, batch, values[1]))
+        found = _first_values(inside.values, batch, values[1])
+        inside = inside._replace(values=found if slots is None else layers.take(found, slots))
     targets, mask, segments = batch.targets, batch.mask, batch.segments
-    slots = slots_of(batch)
     if slots is not None:
-        targets, mask, segments = (
-            jnp.take_along_axis(column, slots, axis=1) for column in (targets, mask, segments)
-        )
+        columns = targets, mask, segments
+        targets, mask, segments = (layers.take(column, slots) for column in columns)
         segments = jnp.where(mask != 0, segments, 0)
-        states = hidden, inside
-        hidden, inside = jax.tree.map(
-            lambda leaf: jnp.take_along_axis(leaf, slots[:, :, None], axis=1), states
-        )
     output = head(params, cfg, compute)
     with jax.named_scope("head"):
         answer = linear_cross_entropy(

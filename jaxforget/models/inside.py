@@ -1,7 +1,7 @@
 """Running a stack of layers while looking into some of them, or pushing what one gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,12 @@ from jax import Array
 
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.types import Push
+from jaxforget.models.config import FEW_LAYERS, FEW_PLACES
+from jaxforget.models.layers import take
 
-type Body = Callable[[Array, Any], tuple[Array, tuple[Array | None, Array | None]]]
-"""(residual stream, one layer) -> (residual stream behind it, (input of its `mlp/down`, norms of
-its attention's values `[B, L]`))."""
+type Body = Callable[[Array, Any, Array | None], tuple[Array, tuple[Array | None, Array | None]]]
+"""(residual stream, one layer, places wanted or None) -> (residual stream behind it there, (input
+of its `mlp/down` there, norms of its attention's values `[B, L]`))."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ NOTHING = Look()
 
 
 class Inside(NamedTuple):
-    """What was asked for: `[B, L, D]`, `[B, L, F]`, `[B, L, n]`, and what `every` gives with the
-    layers on axis 0; or None. See `Look`."""
+    """What was asked for: `[B, T, D]` and `[B, T, F]` at the T wanted places, `[B, L, n]`, and what
+    `every` gives with the layers on axis 0; or None. See `Look`."""
 
     residual: Array | None
     mlp_inner: Array | None
@@ -57,6 +59,7 @@ def run_layers(
     look: Look,
     remat: Callable[[Any], Any],
     *,
+    at: Array | None = None,
     unroll: bool = False,
 ) -> tuple[Array, Inside]:
     """All layers in turn, in scans that end where one is looked into or pushed.
@@ -68,52 +71,97 @@ def run_layers(
       count: of the layers.
       look: see `Look`.
       remat: says what of the body the backward pass computes again.
+      at: int32 `[B, T]`, the places of which the output is wanted; None: all of them. A layer whose
+        output only is read there computes the others' keys and values, and no more.
       unroll: see `Compute`.
     Returns:
-      What the last layer gives, and what was asked for. Nobody pays for what nobody reads.
+      What the last layer gives, `[B, T, D]`, and what was asked for. Nobody pays for what nobody
+      reads.
     Raises:
       UserError: no such layer.
     """
 
-    def scan(x: Array, start: int, stop: int, *, looking: bool = False) -> tuple[Array, Any]:
-        def one(x: Array, layer: Any) -> tuple[Array, tuple[Array | None, Array | None, Any]]:
-            x, (inner, norms) = body(x, layer)
-            seen = None if look.every is None else look.every(x)
-            return x, (inner if looking else None, norms if look.values else None, seen)
-
-        whole = stop - start == count
-        part = stack if whole else jax.tree.map(lambda leaf: leaf[start:stop], stack)
-        if start == stop:
-            return x, None
-        x, (inner, norms, seen) = jax.lax.scan(remat(one), x, part, unroll=unroll)
-        parts.append(norms)
-        told.append(seen)
-        return x, inner
-
-    wanted = look.residual, look.mlp_inner, None if look.push is None else look.push.layer
-    out, into, pushed = (None if each is None else layer_index(each, count) for each in wanted)
-    parts: list[Array | None] = []
-    told: list[Any] = []
+    walk = _Walk(body, stack, count, look, remat, at, unroll)
+    few = at is not None and at.shape[1] <= FEW_PLACES * x.shape[1] and look.every is None
+    asked = look.residual, look.mlp_inner, None if look.push is None else look.push.layer
+    out, into, pushed = (None if each is None else layer_index(each, count) for each in asked)
     states = inner = None
     done = 0
     for layer in sorted({each for each in (out, into, pushed) if each is not None}):
+        if layer == into or (layer == out and few):
+            x, _ = walk.scan(x, done, layer)
+            done = layer
+        before = x
+        x, found = walk.scan(x, done, layer + 1, looking=layer == into)
+        done = layer + 1
         if layer == into:
-            x, _ = scan(x, done, layer)
-            x, (inner,) = scan(x, layer, layer + 1, looking=True)  # one layer
-        else:
-            x, _ = scan(x, done, layer + 1)
+            inner = walk.wanted(found[0])  # of one layer
         if layer == pushed and look.push is not None:
             x = _pushed(x, look.push)
-        states, done = (x if layer == out else states), layer + 1
-    x, _ = scan(x, done, count)
+        if layer == out:
+            alone = few and layer != pushed
+            states = walk.there(before, layer)[0] if alone else walk.wanted(x)
+    if few and count <= FEW_LAYERS and done < count:
+        x, _ = walk.scan(x, done, count - 1)
+        x, norms = walk.there(x, count - 1)
+        walk.norms.append(norms)
+    else:
+        x, _ = walk.scan(x, done, count)
+        x = walk.wanted(x)
     norms = None
     if look.values:
-        found = jnp.concatenate([each for each in parts if each is not None])
-        norms = jnp.moveaxis(found[: look.values], 0, -1)
+        norms = jnp.concatenate([each for each in walk.norms if each is not None])
+        norms = jnp.moveaxis(norms[: look.values], 0, -1)
     every = None
     if look.every is not None:
-        every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *told)
+        every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *walk.seen)
     return x, Inside(states, inner, norms, every)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Arguments of `run_layers`, and what its scans have seen so far."""
+
+    body: Body
+    stack: Any
+    count: int
+    look: Look
+    remat: Callable[[Any], Any]
+    at: Array | None
+    unroll: bool
+    norms: list[Array | None] = field(default_factory=list)
+    seen: list[Any] = field(default_factory=list)
+
+    def scan(self, x: Array, start: int, stop: int, *, looking: bool = False) -> tuple[Array, Any]:
+        """Layers from `start` to before `stop` at all places; their inner states if `looking`."""
+
+        def one(x: Array, layer: Any) -> tuple[Array, tuple[Array | None, Array | None, Any]]:
+            x, (inner, norms) = self.body(x, layer, None)
+            seen = None if self.look.every is None else self.look.every(x)
+            return x, (inner if looking else None, norms if self.look.values else None, seen)
+
+        if start == stop:
+            return x, None
+        whole = stop - start == self.count
+        part = self.stack if whole else jax.tree.map(lambda leaf: leaf[start:stop], self.stack)
+        x, (inner, norms, seen) = jax.lax.scan(self.remat(one), x, part, unroll=self.unroll)
+        self.norms.append(norms)
+        self.seen.append(seen)
+        return x, inner
+
+    def there(self, x: Array, layer: int) -> tuple[Array, Array | None]:
+        """One layer at the wanted places, and the norms of its values."""
+
+        def one(x: Array, layer: Any) -> tuple[Array, Array | None]:
+            x, (_, norms) = self.body(x, layer, self.at)
+            return x, norms if self.look.values else None
+
+        x, norms = self.remat(one)(x, jax.tree.map(lambda leaf: leaf[layer], self.stack))
+        return x, None if norms is None else norms[None]
+
+    def wanted(self, x: Array) -> Array:
+        """`[B, L, ...]` at the wanted places."""
+        return x if self.at is None else take(x, self.at)
 
 
 def _pushed(x: Array, push: Push) -> Array:

@@ -154,7 +154,11 @@ def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
 
 
 def queries_keys_values(
-    p: Params, x: Array, rope: tuple[Array, Array] | None, cfg: DecoderConfig
+    p: Params,
+    x: Array,
+    rope: tuple[Array, Array] | None,
+    cfg: DecoderConfig,
+    at: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Project, normalise and rotate: all of attention that looks at one position alone.
 
@@ -163,15 +167,27 @@ def queries_keys_values(
       x: normalised block input `[B, L, D]`.
       rope: from `select_rope` at the positions of `x`.
       cfg: the architecture.
+      at: int32 `[B, T]`, the places that ask; None: all.
     Returns:
-      Queries `[B, L, H, h]`, keys and values `[B, L, KV, h]`.
+      Queries `[B, T, H, h]` (T is L where all ask), keys and values `[B, L, KV, h]`.
     """
-    q, k, v = (linear(x, p[name]).reshape(*x.shape[:2], -1, cfg.head_dim) for name in "qkv")
+    asking = x if at is None else take(x, at)
+    inputs = {"q": asking, "k": x, "v": x}
+    q, k, v = (
+        linear(each, p[name]).reshape(*each.shape[:2], -1, cfg.head_dim)
+        for name, each in inputs.items()
+    )
     if "q_norm" in p:
         q, k = norm(q, p["q_norm"], cfg), norm(k, p["k_norm"], cfg)
     if rope is not None:
-        q, k = rotate(q, rope), rotate(k, rope)
+        turns = rope if at is None else (take(rope[0], at), take(rope[1], at))
+        q, k = rotate(q, turns), rotate(k, rope)
     return q, k, v
+
+
+def take(x: Array, places: Array) -> Array:
+    """Of every row what lies at places of that row: `[B, L, ...]`, `[B, M]` -> `[B, M, ...]`."""
+    return jax.vmap(lambda row, at: row.at[at].get(mode="promise_in_bounds"))(x, places)
 
 
 def attention_mask(
@@ -301,7 +317,12 @@ type Core = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
 def block(
-    p: Params, x: Array, rope: tuple[Array, Array] | None, core: Core, cfg: DecoderConfig
+    p: Params,
+    x: Array,
+    rope: tuple[Array, Array] | None,
+    core: Core,
+    cfg: DecoderConfig,
+    at: Array | None = None,
 ) -> tuple[Array, Any, Array]:
     """One decoder layer.
 
@@ -311,14 +332,17 @@ def block(
       rope: from `select_rope` at the positions of `x`.
       core: attention itself: `attend` with a mask, or with a cache of earlier keys.
       cfg: the architecture.
+      at: int32 `[B, T]`, the places whose output is wanted, the only ones that ask; None: all.
     Returns:
-      The new residual stream, what `core` kept, and what the feed-forward part multiplies last,
-      `[B, L, F]`.
+      The new residual stream `[B, T, D]`, what `core` kept, and what the feed-forward part
+      multiplies last, `[B, T, F]`; T is L where all are wanted.
     """
     with jax.named_scope("attention"):
         h = norm(x, p["attn_norm"], cfg)
-        q, k, v = queries_keys_values(p["attn"], h, rope, cfg)
+        q, k, v = queries_keys_values(p["attn"], h, rope, cfg, at)
         out, kept = core(q, k, v)
+        if at is not None:
+            x, h = take(x, at), take(h, at)
         a = linear(out.reshape(*out.shape[:2], -1), p["attn"]["o"])
         if "attn_out_norm" in p:
             a = norm(a, p["attn_out_norm"], cfg)

@@ -46,12 +46,12 @@ def attend_tiles(
 
     Args:
       tiles: of the rows.
-      q: `[B, L, H, h]`.
+      q: `[B, L, H, h]`; or `[B, T, H, h]`, see `asking`.
       k, v: `[B, L, KV, h]`.
       masks: from `tile_masks`.
       cfg: scale and soft cap.
     Returns:
-      `[B, L, H, h]` in the dtype of `q`; at padding anything finite.
+      As `q`, in its dtype; at padding anything finite.
     """
     asked = _cut(q, tiles.queries)
     pairs = zip(_cut(k, tiles.keys), _cut(v, tiles.keys), strict=True)
@@ -60,13 +60,36 @@ def attend_tiles(
         for each, pair, mask in zip(asked, pairs, masks, strict=True)
     ]
     flat = [each.reshape(q.shape[0], -1, *q.shape[2:]) for each in found]
-    return _take(jnp.concatenate(flat, axis=1), tiles.back)
+    return layers.take(jnp.concatenate(flat, axis=1), tiles.back)
+
+
+def asking(tiles: Tiles, at: Array, number: Array) -> Tiles:
+    """Tiles whose queries, and whose results, are those of some places of the rows alone.
+
+    Args:
+      tiles: of the rows.
+      at: int32 `[B, T]`, these places.
+      number: int32 `[B, L]`, a place's index in `at`; of the others anything in range, since nobody
+        reads what they find.
+    Returns:
+      Tiles for queries `[B, T, H, h]`; masks are those of `tiles`.
+    """
+
+    def renumbered(places: Array) -> Array:
+        flat = jnp.maximum(places, 0).reshape(places.shape[0], -1)
+        return layers.take(number, flat).reshape(places.shape)
+
+    return Tiles(
+        queries=tuple(renumbered(each) for each in tiles.queries),
+        keys=tiles.keys,
+        back=layers.take(tiles.back, at),
+    )
 
 
 def _cut(x: Array, kinds: tuple[Array, ...]) -> list[Array]:
     """`[B, L, ...]` -> by kind `[B * N_j, P_j, ...]`; all at once, which has one transpose."""
     places = [each.reshape(each.shape[0], -1) for each in kinds]
-    whole = _take(x, jnp.maximum(jnp.concatenate(places, axis=1), 0))
+    whole = layers.take(x, jnp.maximum(jnp.concatenate(places, axis=1), 0))
     parts = jax.lax.split(whole, [each.shape[1] for each in places], axis=1)
     return [
         part.reshape(-1, each.shape[-1], *x.shape[2:])
@@ -77,12 +100,7 @@ def _cut(x: Array, kinds: tuple[Array, ...]) -> list[Array]:
 def _taken(x: Array, queries: Array, keys: Array) -> tuple[Array, Array]:
     """`[B, L]` at the queries and keys of one kind of tile, in their shapes."""
     both: Any = tuple(
-        _take(x, jnp.maximum(places, 0).reshape(x.shape[0], -1)).reshape(places.shape)
+        layers.take(x, jnp.maximum(places, 0).reshape(x.shape[0], -1)).reshape(places.shape)
         for places in (queries, keys)
     )
     return both
-
-
-def _take(x: Array, places: Array) -> Array:
-    """Of every row what lies at places of that row: `[B, L, ...]`, `[B, M]` -> `[B, M, ...]`."""
-    return jax.vmap(lambda row, at: row.at[at].get(mode="promise_in_bounds"))(x, places)
