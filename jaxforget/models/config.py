@@ -125,11 +125,13 @@ def param_shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 FEW_LAYERS = 8
-"""Layers up to which the last one is computed at labelled places alone: of deeper stacks it is too
-little to be worth a copy of all the others' weights, which a scan that ends before it takes."""
+"""Layers up to which they are written out one after the other, so that compilers leave out what
+nobody reads: below the first that is trained no backward pass, and of the last one, computed at
+labelled places alone, the others' queries and feed-forward parts. More are looped over, which
+compiles one body; one layer's share is then too little to be worth a copy of all the others'."""
 
 FEW_PLACES = 0.8
-"""And the most that these may be of all places."""
+"""Labelled places are taken alone up to this share of all places."""
 
 
 def products_per_token(cfg: DecoderConfig, labelled: float, length: float) -> float:

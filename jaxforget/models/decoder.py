@@ -21,7 +21,7 @@ from jaxforget.engine.slots import slots_of
 from jaxforget.engine.tree import Params, unflatten
 from jaxforget.engine.types import Head, Push, Scores, Tiles, TokenBatch, TokenStats
 from jaxforget.models import layers, tiled
-from jaxforget.models.config import DecoderConfig, param_shapes
+from jaxforget.models.config import FEW_LAYERS, DecoderConfig, param_shapes
 from jaxforget.models.inside import NOTHING, Inside, Look, run_layers
 from jaxforget_kernels import linear_cross_entropy
 
@@ -38,8 +38,9 @@ class Compute:
         and log-probabilities are float32 always.
       remat: what the backward pass computes again: "none", "dots" (all but the projections'
         matrix products) or "full" (everything but each layer's input).
-      unroll: layers are written out one after the other instead of looped over: the program grows
-        with their number, and derivatives of higher order keep no stacked copies.
+      unroll: layers are written out one after the other even where there are more than
+        `FEW_LAYERS`, and the compiler may keep what `remat` would have computed again: derivatives
+        of higher order then hold no stacked copies, and repeat less.
     """
 
     dtype: str = "float32"
@@ -152,10 +153,9 @@ def hidden_states(
 
     with jax.named_scope("layers"):
         stack = params["layers"], layers.layer_extras(cfg)
-        remat = functools.partial(_remat, compute=compute)
-        x, inside = run_layers(
-            body, x, stack, cfg.layers, look, remat, at=at, unroll=compute.unroll
-        )
+        written = compute.unroll or cfg.layers <= FEW_LAYERS
+        remat = functools.partial(_remat, compute=compute, looped=not written)
+        x, inside = run_layers(body, x, stack, cfg.layers, look, remat, at=at, unroll=written)
     with jax.named_scope("final_norm"):
         return layers.norm(x, params["final_norm"], cfg), inside
 
@@ -208,7 +208,7 @@ def _by_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, jax.P(axes))
 
 
-def _remat(body, compute: Compute):
+def _remat(body, compute: Compute, looped: bool):
     if compute.remat == "none":
         return body
     policies = jax.checkpoint_policies
@@ -218,7 +218,9 @@ def _remat(body, compute: Compute):
         policies.save_only_these_names(layers.PROJECTION), policies.dots_with_no_batch_dims_saveable
     )
     policy = {"dots": kept, "full": None}[compute.remat]
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    # outside of a loop the compiler would merge what is computed again with what it repeats
+    apart = not looped and not compute.unroll
+    return jax.checkpoint(body, policy=policy, prevent_cse=apart)
 
 
 def head(params: Params, cfg: DecoderConfig, compute: Compute = Compute()) -> Head:

@@ -73,7 +73,7 @@ def run_layers(
       remat: says what of the body the backward pass computes again.
       at: int32 `[B, T]`, the places of which the output is wanted; None: all of them. A layer whose
         output only is read there computes the others' keys and values, and no more.
-      unroll: see `Compute`.
+      unroll: layers are written out instead of looped over.
     Returns:
       What the last layer gives, `[B, T, D]`, and what was asked for. Nobody pays for what nobody
       reads.

@@ -6,6 +6,7 @@ import pytest
 from golden_models import load, rows
 from test_decoder import assert_trees_close, loss_and_gradient, sequences
 
+from jaxforget.engine.tree import flatten, unflatten
 from jaxforget.models import decoder
 from jaxforget.models.decoder import Compute
 
@@ -22,11 +23,12 @@ def test_remat_changes_memory_not_numbers(case):
 
 
 @pytest.mark.parametrize("case", ["smollm2", "gemma3_text"])
-def test_layers_written_out_give_the_same_without_a_loop(case):
+def test_layers_written_out_give_the_same_without_a_loop(case, monkeypatch):
     cfg, params, _ = load(case)
     batch = rows(sequences(case), length=40)
     programs, found = [], []
-    for unroll in (False, True):
+    for few, unroll in ((0, False), (0, True), (cfg.layers, False)):
+        monkeypatch.setattr(decoder, "FEW_LAYERS", few)
         compute = Compute("float32", unroll=unroll)
         found.append(loss_and_gradient(cfg, params, batch, compute))
 
@@ -34,10 +36,42 @@ def test_layers_written_out_give_the_same_without_a_loop(case):
             return decoder.score(p, batch, cfg, compute).hidden
 
         programs.append(jax.jit(states).lower(params).as_text())
-    (value, gradient), (other, other_gradient) = found
-    np.testing.assert_allclose(other, value, rtol=1e-6)
-    assert_trees_close(other_gradient, gradient, 1e-5)
-    assert ["stablehlo.while" in text for text in programs] == [True, False]
+    (value, gradient), *others = found
+    for other, other_gradient in others:
+        np.testing.assert_allclose(other, value, rtol=1e-6)
+        assert_trees_close(other_gradient, gradient, 1e-5)
+    assert ["stablehlo.while" in text for text in programs] == [True, False, False]
+
+
+def compiled_gradient(batch, remat, trained):
+    """The compiled gradient of the log-probabilities for some of the weights."""
+    cfg, params, _ = load("smollm2")
+
+    def loss(part):
+        flat = {**flatten(params), **part}
+        return decoder.score(unflatten(flat), batch, cfg, Compute(remat=remat)).logp.sum()
+
+    part = {path: leaf for path, leaf in flatten(params).items() if trained in path}
+    return jax.jit(jax.grad(loss)).lower(part).compile()
+
+
+def test_what_is_computed_again_is_not_kept_in_layers_written_out():
+    batch = rows(*([each] for each in sequences("smollm2") * 8), length=64)
+
+    def held(remat):
+        return compiled_gradient(batch, remat, "").memory_analysis().temp_size_in_bytes
+
+    assert held("full") < 0.8 * held("none")
+
+
+def test_below_the_first_trained_weight_there_is_no_backward_pass(monkeypatch):
+    batch = rows(*([each] for each in sequences("smollm2")), length=24)
+    written = compiled_gradient(batch, "none", "layers/mlp/down").as_text()
+    monkeypatch.setattr(decoder, "FEW_LAYERS", 0)
+    looped = compiled_gradient(batch, "none", "layers/mlp/down").as_text()
+    # a loop's bodies are counted once; written out, the first layer adds its forward pass and one
+    # product backward instead of both its passes
+    assert written.count(" dot(") < 1.5 * looped.count(" dot(")
 
 
 def plain_products(jaxpr):
