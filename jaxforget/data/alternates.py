@@ -122,5 +122,5 @@ def random_choices(records: Sequence[Record], seed: int) -> list[Record]:
 
 
 def _draw(seed: int, record: Record) -> int:
-    key = hashlib.sha256(f"alternate/{seed}/{record.source}/{record.row}".encode()).digest()[:16]
+    key = hashlib.sha256(f"alternate/{seed}/{record.row}/{record.prompt}".encode()).digest()[:16]
     return int(np.random.Philox(key=int.from_bytes(key)).random_raw())

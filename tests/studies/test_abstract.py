@@ -11,6 +11,7 @@ from studies.planned_runs import LLAMA, configured
 
 from jaxforget import methods
 from jaxforget.engine.mesh import MeshConfig, make_mesh
+from jaxforget.models import decoder, inside
 from jaxforget.studies.abstract import abstract_step
 
 MODEL = {**LLAMA, "num_hidden_layers": 2}
@@ -40,8 +41,11 @@ def collectives(program):
 
 @pytest.fixture(scope="module")
 def divided():
-    step = abstract({"data": 1, "fsdp": 8})
-    return step, step.compiled()
+    with pytest.MonkeyPatch.context() as patch:  # layers in a loop, as those of deep models
+        patch.setattr(decoder, "FEW_LAYERS", 0)
+        patch.setattr(inside, "FEW_LAYERS", 0)
+        step = abstract({"data": 1, "fsdp": 8})
+        return step, step.compiled()
 
 
 def test_weights_are_gathered_layer_by_layer_and_nothing_else_is(divided):
@@ -68,6 +72,15 @@ def test_gradients_are_summed_once_a_layer_and_never_the_activations(divided):
     every = {array for _, _, arrays in sums for array in arrays}
     assert not [array for array in every if re.search(rf"[\[,]({lengths})[,\]]", array)]
     assert f"f32[{EMBEDDING}]" in every
+
+
+def test_layers_written_out_gather_their_weights_and_nothing_else_either():
+    program = abstract({"data": 1, "fsdp": 8}).compiled()
+    gathered = {
+        array for kind, _, made in collectives(program) for array in made if "gather" in kind
+    }
+    weights = {f"f32[{shape}]" for shape in (*MATRICES, EMBEDDING)}
+    assert {array for array in gathered if not array.startswith("s32")} == weights
 
 
 def test_replicas_gather_nothing():
