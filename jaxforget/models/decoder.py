@@ -132,7 +132,7 @@ def hidden_states(
     """
     x = _by_rows(embed(params, tokens, positions, cfg, jnp.dtype(compute.dtype)))
     tables = layers.rope_tables(positions, cfg)
-    see, attend = _attention(positions, segments, until, tiles)
+    see, attend = _attention(positions, segments, until, tiles, at)
     everywhere = None if cfg.windowed else see()
 
     def body(
@@ -161,29 +161,36 @@ def hidden_states(
 
 
 def _attention(
-    positions: Array, segments: Array, until: Array | None, tiles: Tiles | None
+    positions: Array,
+    segments: Array,
+    until: Array | None,
+    tiles: Tiles | None,
+    some: Array | None,
 ) -> tuple[Callable[..., Any], Callable[..., Array]]:
-    """What makes masks, and what attends under them: (q, k, v, mask, cfg, places that ask)."""
-    length = positions.shape[1]
+    """What makes masks, and what attends under them: (q, k, v, mask, cfg, places that ask, which
+    are `some` or, if None, all)."""
+    number = None if some is None else _number_of(some, positions.shape[1])
     if tiles is None:
         see = functools.partial(layers.attention_mask, positions, segments, until=until)
 
         def attend(
             q: Array, k: Array, v: Array, mask: Array, cfg: DecoderConfig, at: Array | None
         ) -> Array:
-            if at is None:
+            if at is None or number is None:
                 return layers.attend(q, k, v, mask, cfg)
-            every = layers.take(q, _number_of(at, length))
+            every = layers.take(q, number)
             return layers.take(layers.attend(every, k, v, mask, cfg), at)
 
         return see, attend
     if until is not None:
         raise ValueError("attention in tiles goes by segments, not by places")
 
+    few = None if some is None or number is None else tiled.asking(tiles, some, number)
+
     def attend_tiles(
         q: Array, k: Array, v: Array, mask: Any, cfg: DecoderConfig, at: Array | None
     ) -> Array:
-        asking = tiles if at is None else tiled.asking(tiles, at, _number_of(at, length))
+        asking = tiles if at is None or few is None else few
         return tiled.attend_tiles(asking, q, k, v, mask, cfg)
 
     return functools.partial(tiled.tile_masks, tiles, positions, segments), attend_tiles

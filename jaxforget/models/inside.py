@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxforget.engine.errors import UserError
 from jaxforget.engine.types import Push
-from jaxforget.models.config import FEW_LAYERS, FEW_PLACES
+from jaxforget.models.config import FEW_PLACES
 from jaxforget.models.layers import take
 
 type Body = Callable[[Array, Any, Array | None], tuple[Array, tuple[Array | None, Array | None]]]
@@ -73,7 +73,7 @@ def run_layers(
       remat: says what of the body the backward pass computes again.
       at: int32 `[B, T]`, the places of which the output is wanted; None: all of them. A layer whose
         output only is read there computes the others' keys and values, and no more.
-      unroll: layers are written out instead of looped over.
+      unroll: layers are written out instead of looped over; of a loop the last is no layer apart.
     Returns:
       What the last layer gives, `[B, T, D]`, and what was asked for. Nobody pays for what nobody
       reads.
@@ -101,7 +101,7 @@ def run_layers(
         if layer == out:
             alone = few and layer != pushed
             states = walk.there(before, layer)[0] if alone else walk.wanted(x)
-    if few and count <= FEW_LAYERS and done < count:
+    if few and unroll and done < count:
         x, _ = walk.scan(x, done, count - 1)
         x, norms = walk.there(x, count - 1)
         walk.norms.append(norms)

@@ -27,6 +27,7 @@ from jaxforget.engine.tree import Params, flatten, matches, merge, split
 from jaxforget.engine.types import Loop, Objective, State
 from jaxforget.loops import with_realised_changes
 from jaxforget.methods import Method
+from jaxforget.models.config import FEW_LAYERS
 from jaxforget.models.language_model import LanguageModel
 from jaxforget.models.lora import init_lora, merge_lora
 from jaxforget.studies.batches import paired, plan_batches
@@ -179,10 +180,6 @@ def first_state(method: Method, transform: optax.GradientTransformation, seed: A
     return begin
 
 
-WRITTEN_OUT = 8
-"""Layers up to which products with Hessians go without a loop over them; see `Compute.unroll`."""
-
-
 def step_of(
     lm: LanguageModel,
     method: Method,
@@ -192,7 +189,7 @@ def step_of(
 ) -> Step:
     """What a run of so many steps repeats, before it is compiled."""
     loop = loop_of(method, settings, steps)
-    if loop.second_order and lm.config.layers <= WRITTEN_OUT:
+    if loop.second_order and lm.config.layers <= FEW_LAYERS:
         written = dataclasses.replace(lm.compute, unroll=True)
         lm = dataclasses.replace(lm, compute=written)
     return loop.make(

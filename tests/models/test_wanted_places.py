@@ -11,7 +11,7 @@ from test_decoder import VARIED, assert_trees_close, load, rows, scored, sequenc
 from test_tiled import tiled_batch
 
 from jaxforget.engine.types import Push
-from jaxforget.models import config, decoder, inside
+from jaxforget.models import config, decoder
 from jaxforget.models.decoder import Compute
 
 EVERYTHING = {"stats": True, "values": (2, 2)}
@@ -137,5 +137,5 @@ def test_the_last_layer_that_is_read_leaves_the_other_places_out(options):
 
 def test_of_many_layers_the_last_is_not_taken_from_its_stack(monkeypatch):
     whole, some = some_labelled("llama", "segments")
-    monkeypatch.setattr(inside, "FEW_LAYERS", 1)
+    monkeypatch.setattr(decoder, "FEW_LAYERS", 1)
     assert set(feed_forward_rows("llama", some)) == {whole.mask.size}

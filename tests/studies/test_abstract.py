@@ -11,7 +11,7 @@ from studies.planned_runs import LLAMA, configured
 
 from jaxforget import methods
 from jaxforget.engine.mesh import MeshConfig, make_mesh
-from jaxforget.models import decoder, inside
+from jaxforget.models import decoder
 from jaxforget.studies.abstract import abstract_step
 
 MODEL = {**LLAMA, "num_hidden_layers": 2}
@@ -43,7 +43,6 @@ def collectives(program):
 def divided():
     with pytest.MonkeyPatch.context() as patch:  # layers in a loop, as those of deep models
         patch.setattr(decoder, "FEW_LAYERS", 0)
-        patch.setattr(inside, "FEW_LAYERS", 0)
         step = abstract({"data": 1, "fsdp": 8})
         return step, step.compiled()
 

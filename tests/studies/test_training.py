@@ -71,7 +71,7 @@ def test_a_model_that_is_consumed_becomes_the_state(world, tmp_path):
 def test_layers_are_written_out_for_hessians_of_shallow_models(
     world, tmp_path, monkeypatch, second_order, most, unroll
 ):
-    monkeypatch.setattr(training, "WRITTEN_OUT", most)
+    monkeypatch.setattr(training, "FEW_LAYERS", most)
     lm = load(tiny.settings(world, tmp_path)["model"])
     loop = Loop(lambda score, *_, **__: score, lambda *_: (), second_order=bool(second_order))
     method = replace(methods.get("graddiff"), loop=loop)
